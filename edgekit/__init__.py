@@ -1,0 +1,282 @@
+"""Trained early-exit networks on edge devices: cut at the exits, run stage by stage, calibrated, measured.
+
+::
+
+    bundle  = edgekit.export(model, (x,), "net.edgekit")
+    session = edgekit.load("net.edgekit")
+    policy  = edgekit.calibrate(session, "calibration.npz", max_drop=0.01)
+    profile = edgekit.profile(session, "test.npz", policy=policy)
+
+Importing this loads none of the libraries that the verbs need; each imports its own when called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekit.errors import EdgekitError
+from edgekit.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from edgekit.bundle import Bundle
+    from edgekit.data import Dataset, Preprocess
+    from edgekit.interfaces import Meter, Runtime
+    from edgekit.plan import Plan
+    from edgekit.policy import Policy
+    from edgekit.profiles import Protocol
+    from edgekit.records import Profile
+    from edgekit.session import Session
+
+    Data = Dataset | str | Path | tuple[Any, Any] | NDArray[Any]
+    __version__: str
+
+__all__ = [
+    "Bundle",
+    "Dataset",
+    "EdgekitError",
+    "Plan",
+    "Policy",
+    "Preprocess",
+    "Profile",
+    "Session",
+    "__version__",
+    "calibrate",
+    "export",
+    "load",
+    "profile",
+]
+
+_HOMES = {
+    "Bundle": "edgekit.bundle",
+    "Dataset": "edgekit.data",
+    "Plan": "edgekit.plan",
+    "Policy": "edgekit.policy",
+    "Preprocess": "edgekit.data",
+    "Profile": "edgekit.records",
+    "Session": "edgekit.session",
+}
+"""Where the public classes live; each is imported when first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("edgekit")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgekit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def export(
+    model: nn.Module,
+    args: Any,
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    targets: Sequence[str] = ("onnx",),
+    exits: Sequence[str] | None = None,
+    name: str | None = None,
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] = (),
+    golden: Any = None,
+    tolerance: float = 1e-4,
+    overwrite: bool = False,
+    packed: bool = False,
+    progress: Progress = silent,
+) -> Bundle:
+    """Cut a trained multi-exit network into stages and write them as a bundle. Needs the ``export`` extra.
+
+    The bundle is compared with the eager model at every exit before it is written; nothing is written when it differs.
+
+    Args:
+        model: in evaluation mode, as its authors wrote it. Its outputs are the logits of its exits, or of its only one.
+        args: example inputs in order, ``(batch, ...)`` each; any number of rows then works.
+        path: of the bundle, by custom ``NAME.edgekit``.
+        kwargs: example inputs that the model takes by name.
+        targets: kinds of device to write for; ``edgekit doctor`` lists them.
+        exits: which outputs or modules are exits, shallowest first; found when not given.
+        name: of the network; the model's class name when not given.
+        preprocess: how images become inputs, kept in the bundle so that image folders can be used as data.
+        classes: class names in label order.
+        golden: inputs to compare with the eager model on, as ``args``; noise like the example when not given.
+        tolerance: largest difference of a logit that passes, relative to the largest logit, or absolute below 1.
+        overwrite: replace a bundle that is there already.
+        packed: write one file instead of a folder.
+        progress: told what is being done.
+
+    Returns:
+        The bundle, open.
+
+    Raises:
+        CaptureError: the model cannot become one graph, or its exits cannot be told from its outputs.
+        PartitionError: the graph cannot be cut at the exits.
+        LoweringError: a stage cannot be written for a target, or what was written does not open.
+        ParityError: the stages do not answer as the model does.
+        BundleError: ``path`` exists, or cannot be written.
+        MissingExtraError: torch or a target's library is not installed.
+    """
+    from edgekit.errors import require
+
+    require("torch", extra="export", purpose="Exporting")
+    from edgekit.exporters import export_bundle
+
+    return export_bundle(
+        model, args, path, kwargs=kwargs, targets=targets, exits=exits, name=name, preprocess=preprocess,
+        classes=classes, golden=golden, tolerance=tolerance, overwrite=overwrite, packed=packed, progress=progress,
+    )  # fmt: skip
+
+
+def load(
+    bundle: Bundle | str | Path,
+    *,
+    runtime: str | Runtime = "onnxruntime",
+    policy: Policy | str | None = None,
+    threads: int = 1,
+    **options: Any,
+) -> Session:
+    """Open a bundle, ready to run. Needs no torch.
+
+    Args:
+        bundle: open, or where it lies: a folder or a packed file.
+        runtime: name of a runtime (``edgekit doctor`` lists them), or one that is ready.
+        policy: one, or the name of a saved one; the bundle's ``default``, when it has one, if not given. Without any,
+            every sample goes to the last exit.
+        threads: that the runtime may use.
+        **options: of the runtime.
+
+    Returns:
+        A session, a context manager: ``session.run(x)`` decides, ``session.run_exits(x)`` gives every exit's logits.
+
+    Raises:
+        BundleError: the bundle is damaged, of a newer schema, or has no artifacts for this runtime.
+        PolicyError: no such policy, or one for another network.
+        PluginError: no such runtime, or an option that it does not have.
+        MissingExtraError: the runtime's library is not installed.
+    """
+    from edgekit.session import Session
+
+    return Session.open(bundle, runtime=runtime, policy=policy, threads=threads, **options)
+
+
+def calibrate(
+    session: Session,
+    data: Data,
+    *,
+    max_drop: float = 0.01,
+    score: str = "max_prob",
+    minimize: Literal["latency", "macs"] | None = None,
+    profile: Profile | None = None,
+    temperature: bool = True,
+    name: str = "default",
+    save: bool = True,
+    progress: Progress = silent,
+) -> Policy:
+    """Choose thresholds: least cost on ``data`` with the accuracy at most ``max_drop`` below the last exit's.
+
+    Empirical: nothing is promised about other data (``policy.provenance.guarantee`` is ``None``). The session keeps
+    the new policy.
+
+    Args:
+        session: open, on the runtime that the policy is for.
+        data: labelled samples that were not trained on: a :class:`Dataset`, what
+            :func:`edgekit.data.load_dataset` reads, or ``(inputs, labels)``.
+        max_drop: largest drop of accuracy, as a share: 0.01 is one answer in a hundred.
+        score: ``"max_prob"``, ``"margin"`` or ``"neg_entropy"``.
+        minimize: ``"latency"``, measured here for a few seconds unless a profile is given; ``"macs"``; or, when not
+            given, latency with a profile and MACs without.
+        profile: measured with this network on this runtime.
+        temperature: fit one per exit first.
+        name: of the policy.
+        save: keep the policy in the bundle that the session was opened from.
+        progress: told what is being done.
+
+    Returns:
+        The policy, with its provenance.
+
+    Raises:
+        DataError: the data cannot be read, or its classes are not the network's.
+        CalibrationError: the data or the options do not allow a choice.
+        InputError: the samples do not fit the network.
+        MeasurementError: latencies were to be measured and cannot be.
+        BundleError: the policy cannot be written.
+    """
+    from edgekit import calibration
+
+    samples = _samples(session, data, progress)
+    if minimize == "latency" and profile is None:
+        from edgekit import profiles
+
+        # Only the mean latency of every forced exit is used: no energy windows.
+        look = profiles.Protocol(name="calibration", min_seconds=2.0, max_seconds=2.0, energy_window_s=0.0, idle_s=0.0)
+        profile = profiles.profile(session, samples, protocol=look, progress=progress)
+    policy = calibration.calibrate(
+        session, samples, max_drop=max_drop, score=score, minimize=minimize, profile=profile, temperature=temperature,
+        name=name, progress=progress,
+    )  # fmt: skip
+    if save and session.bundle is not None:
+        session.bundle.save_policy(policy)
+    return policy
+
+
+def profile(
+    session: Session,
+    data: Data,
+    *,
+    policy: Policy | None = None,
+    protocol: Protocol | Literal["quick", "standard"] = "quick",
+    meter: Meter | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Profile:
+    """Measure what each exit costs on this device, and the stream that the policy makes of ``data``.
+
+    Args:
+        session: open.
+        data: real samples, as for :func:`calibrate`; labels are needed for accuracies only.
+        policy: of the stream; the session's own when not given.
+        protocol: how long to measure: ``"quick"``, ``"standard"`` or a :class:`edgekit.profiles.Protocol`.
+        meter: of energy; the first that can measure here when not given. Without one the profile says why.
+        seed: of the order of samples and of turns.
+        progress: told where it stands.
+
+    Returns:
+        The profile: raw samples, statistics, and the machine before and after.
+
+    Raises:
+        DataError: the data cannot be read, or its classes are not the network's.
+        PolicyError: the policy does not fit the network.
+        MeasurementError: no meaningful figure can be measured.
+        InputError: the samples do not fit the network.
+    """
+    from edgekit import profiles
+
+    samples = _samples(session, data, progress)
+    return profiles.profile(
+        session, samples, policy=policy, protocol=protocol, meter=meter, seed=seed, progress=progress
+    )
+
+
+def _samples(session: Session, data: Data, progress: Progress) -> Dataset:
+    """``data`` for this session's network, read with its bundle's preprocessing."""
+    from edgekit.data import as_dataset
+
+    manifest = session.bundle.manifest if session.bundle is not None else None
+    return as_dataset(
+        data,
+        preprocess=manifest.preprocess if manifest is not None else None,
+        classes=manifest.classes if manifest is not None else (),
+        progress=progress,
+    )

@@ -1,0 +1,466 @@
+"""What lies on disk: a folder ``NAME.edgekit/``, or the same packed as one zip file.
+
+::
+
+    manifest.json                 plan, tensor contracts, digest and size of every file, versions that made it
+    stages/<target>/<stage>.*     one artifact per stage and target
+    golden/golden.npz             inputs, and the eager model's logits of every exit
+    policies/<name>-<digest>.json thresholds with their provenance
+
+Written aside and renamed into place. Every read checks path, size and digest. Nothing is ever unpickled.
+
+History of :data:`SCHEMA`:
+
+1. first form: runs and exits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.data import Preprocess
+from edgekit.errors import BundleError, DataError, PolicyError
+from edgekit.plan import Plan
+from edgekit.policy import Policy
+
+__all__ = ["SCHEMA", "Bundle", "FileEntry", "Manifest", "write_bundle"]
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden/golden.npz"
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """Digest and size of one file of a bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The bundle's table of contents.
+
+    Attributes:
+        schema: :data:`SCHEMA` when written.
+        name: of the network.
+        created: UTC, ISO 8601.
+        plan: stages and steps.
+        artifacts: path of each stage's artifact, by target and stage.
+        policies: path of each policy, by name.
+        files: every other file, by path relative to the bundle.
+        preprocess: how images become inputs, when known.
+        classes: class names in label order, when known.
+        capture: route taken and why earlier ones failed.
+        parity: what was compared with the eager model, and the largest differences found.
+        notes: what whoever reads ``inspect`` should know, as outputs left out.
+        versions: of the libraries that made it.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    created: str
+    plan: Plan
+    artifacts: dict[str, dict[str, str]]
+    policies: dict[str, str] = {}
+    files: dict[str, FileEntry] = {}
+    preprocess: Preprocess | None = None
+    classes: tuple[str, ...] = ()
+    capture: dict[str, Any] = {}
+    parity: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+class Bundle:
+    """An open bundle. A context manager: a packed one is unpacked to a temporary folder until closed."""
+
+    def __init__(self, path: Path, folder: Path, manifest: Manifest, unpacked: tempfile.TemporaryDirectory[str] | None):
+        self.path = path
+        self.manifest = manifest
+        self._folder = folder
+        self._unpacked = unpacked
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Open a bundle folder or packed file and check its manifest and the presence of every file.
+
+        Raises:
+            BundleError: it is missing, damaged, incomplete, of a newer schema, or points outside itself.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls(path, path, _read_manifest(path, path), None)
+        if not path.exists():
+            raise BundleError(f"{path}: no such bundle")
+        if not zipfile.is_zipfile(path):
+            raise BundleError(f"{path}: neither a bundle folder nor a packed bundle")
+        unpacked = tempfile.TemporaryDirectory(prefix="edgekit-")
+        try:
+            folder = Path(unpacked.name)
+            _unpack(path, folder)
+            return cls(path, folder, _read_manifest(folder, path), unpacked)
+        except BaseException:
+            unpacked.cleanup()
+            raise
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the temporary folder of a packed bundle."""
+        if self._unpacked is not None:
+            self._unpacked.cleanup()
+
+    @property
+    def plan(self) -> Plan:
+        """Stages and steps."""
+        return self.manifest.plan
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Kinds of device that the stages were written for."""
+        return tuple(self.manifest.artifacts)
+
+    def artifact(self, target: str, stage: str) -> Path:
+        """The file of one stage, its digest checked, and that of what lies beside it under the same name.
+
+        Raises:
+            BundleError: the bundle has no such artifact, or it changed since it was written.
+        """
+        try:
+            name = self.manifest.artifacts[target][stage]
+        except KeyError:
+            raise BundleError(
+                f"{self.path}: holds no '{target}' artifact of stage '{stage}' "
+                f"(targets: {', '.join(self.targets) or 'none'}); export again with targets=('{target}',)"
+            ) from None
+        for file in self._files_of(name):
+            self._verify(file)
+        return self._folder / name
+
+    def artifact_digests(self, target: str) -> dict[str, str]:
+        """sha256 of every file of a target's artifacts, by path."""
+        artifacts = self.manifest.artifacts.get(target, {}).values()
+        return {file: self.manifest.files[file].sha256 for name in artifacts for file in self._files_of(name)}
+
+    def _files_of(self, artifact: str) -> list[str]:
+        """An artifact and what lies beside it under the same name: variants of its graph, its weights."""
+        stem = str(PurePosixPath(artifact).with_suffix(""))
+        return [name for name in self.manifest.files if name.startswith(f"{stem}.")]
+
+    def verify(self) -> None:
+        """Check the digest of every file. Raises :class:`BundleError` at the first that changed."""
+        for name in self.manifest.files:
+            self._verify(name)
+
+    def golden(self) -> dict[str, NDArray[Any]]:
+        """Golden inputs as ``input:NAME`` and the eager model's logits as ``exit:NAME``."""
+        with np.load(self._verify(GOLDEN), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    def policy(self, name: str = "default") -> Policy:
+        """A saved policy.
+
+        Raises:
+            PolicyError: there is none of that name, or it was made for another network.
+        """
+        try:
+            path = self.manifest.policies[name]
+        except KeyError:
+            raise PolicyError(
+                f"{self.path}: has no policy '{name}' (saved: {', '.join(self.manifest.policies) or 'none'}); "
+                "run edgekit calibrate"
+            ) from None
+        try:
+            policy = Policy.from_mapping(msgspec.json.decode(self._verify(path).read_bytes()))
+        except (msgspec.DecodeError, PolicyError) as error:
+            raise PolicyError(f"{self.path}: policy '{name}' is damaged ({error}); calibrate again") from error
+        policy.require_fits(self.plan)
+        return policy
+
+    def save_policy(self, policy: Policy) -> None:
+        """Add a policy, or replace the one of the same name; a crash leaves the old or the new, never half.
+
+        Raises:
+            PolicyError: it does not fit this network.
+            BundleError: it cannot be written.
+        """
+        policy.require_fits(self.plan)
+        content = msgspec.json.format(msgspec.json.encode(policy.to_mapping()), indent=2)
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"policies/{policy.name}-{digest[:12]}.json"
+        before = _read_manifest(self._folder, self.path)
+        files = {path: entry for path, entry in before.files.items() if path != before.policies.get(policy.name)}
+        files[name] = FileEntry(digest, len(content))
+        manifest = msgspec.structs.replace(before, policies={**before.policies, policy.name: name}, files=files)
+        try:
+            self._replace_manifest(manifest, before=before, policy=(name, content))
+        except OSError as error:
+            reason = error.strerror or error
+            raise BundleError(f"{self.path}: policy '{policy.name}' cannot be written ({reason})") from error
+
+    def _replace_manifest(self, manifest: Manifest, *, before: Manifest, policy: tuple[str, bytes]) -> None:
+        """Write a policy, then the manifest that lists it: the moment from which it counts. Then tidy up."""
+        name, content = policy
+        try:
+            _write_aside(self._folder / name, content)
+            _write_aside(self._folder / MANIFEST, _encode(manifest))
+            if self._unpacked is not None:
+                _pack(self._folder, self.path, manifest)
+        except BaseException:
+            if self._unpacked is not None:  # this folder is a copy: keep it in step with the packed file
+                (self._folder / MANIFEST).write_bytes(_encode(before))
+            raise
+        finally:
+            self.manifest = _read_manifest(self._folder, self.path)
+            for path in (self._folder / "policies").glob("*.json"):
+                if path.relative_to(self._folder).as_posix() not in self.manifest.files:
+                    path.unlink()
+
+    def pack(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the bundle as one file.
+
+        Raises:
+            BundleError: ``path`` exists and ``overwrite`` is false, is no bundle, or cannot be written.
+        """
+        path = Path(path)
+        _require_writable(path, overwrite=overwrite)
+        try:
+            return _pack(self._folder, path, self.manifest)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+    def _verify(self, name: str) -> Path:
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.path}: {name} is not in the manifest")
+        path = self._folder / name
+        try:
+            content_digest = _digest(path)
+        except OSError as error:
+            raise BundleError(f"{self.path}: {name} cannot be read ({error.strerror})") from error
+        if content_digest != entry.sha256:
+            raise BundleError(f"{self.path}: {name} was changed after export (its sha256 differs); export again")
+        return path
+
+
+@contextmanager
+def write_bundle(path: str | Path, *, overwrite: bool = False, packed: bool = False) -> Iterator[BundleWriter]:
+    """A folder to fill, beside ``path``; renamed to ``path`` when the block ends well, removed when it does not.
+
+    Raises:
+        BundleError: ``path`` exists and ``overwrite`` is false, or writing failed; nothing is left behind.
+    """
+    path = Path(path)
+    _require_writable(path, overwrite=overwrite)
+    aside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        aside.chmod(0o755)
+        writer = BundleWriter(aside)
+        yield writer
+        manifest = writer.finish()
+        if packed:
+            _pack(aside, path, manifest)
+        else:
+            _put(aside, path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+class BundleWriter:
+    """Fills a bundle that is being written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._manifest: Manifest | None = None
+
+    def path(self, name: str) -> Path:
+        """Where to write a file of the bundle; its folder exists."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def golden(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Write golden inputs and outputs."""
+        np.savez(self.path(GOLDEN), allow_pickle=False, **arrays)
+
+    def describe(self, manifest: Manifest) -> None:
+        """Set the manifest; digests are taken at the end, of every file written."""
+        self._manifest = manifest
+
+    def finish(self) -> Manifest:
+        """Take digests and write the manifest."""
+        if self._manifest is None:
+            raise BundleError("a bundle needs a manifest before it is finished")
+        files = {
+            path.relative_to(self.folder).as_posix(): FileEntry(_digest(path), path.stat().st_size)
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file()
+        }
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        manifest = msgspec.structs.replace(self._manifest, files=files, created=created)
+        (self.folder / MANIFEST).write_bytes(_encode(manifest))
+        return manifest
+
+
+def _encode(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+
+
+def _read_manifest(folder: Path, shown: Path) -> Manifest:
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{shown}: has no readable {MANIFEST} ({error.strerror}); is it a bundle?") from error
+    manifest = _decode_manifest(raw, shown)
+    for name in (*manifest.files, *manifest.policies.values(), *_artifact_paths(manifest)):
+        if not _inside(name, folder):
+            raise BundleError(f"{shown}: {MANIFEST} names '{name}', which is outside the bundle; do not use it")
+    for name in (*manifest.policies.values(), *_artifact_paths(manifest)):
+        if name not in manifest.files:
+            raise BundleError(f"{shown}: {MANIFEST} names '{name}' but lists no digest for it; export again")
+    for target, stages in manifest.artifacts.items():
+        missing = [stage.name for stage in manifest.plan.stages if stage.name not in stages]
+        if missing:
+            raise BundleError(f"{shown}: target '{target}' has no artifact of stage '{missing[0]}'; export again")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{shown}: {name} is missing; copy the whole bundle, or export again")
+        if path.stat().st_size != entry.size_bytes:
+            raise BundleError(
+                f"{shown}: {name} has {path.stat().st_size} bytes instead of {entry.size_bytes}; "
+                "copy the whole bundle, or export again"
+            )
+    return manifest
+
+
+def _decode_manifest(raw: bytes, shown: Path) -> Manifest:
+    damaged = f"{shown}: {MANIFEST} is damaged"
+    try:
+        schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BundleError(f"{damaged} ({error}); copy the whole bundle, or export again") from error
+    if schema > SCHEMA:
+        raise BundleError(
+            f"{shown}: bundle schema {schema} is newer than this edgekit knows ({SCHEMA}); upgrade edgekit"
+        )
+    try:
+        return msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, RecursionError, BundleError, DataError) as error:
+        raise BundleError(f"{damaged} ({error}); copy the whole bundle, or export again") from error
+
+
+def _artifact_paths(manifest: Manifest) -> list[str]:
+    return [path for stages in manifest.artifacts.values() for path in stages.values()]
+
+
+def _inside(name: str, folder: Path) -> bool:
+    pure = PurePosixPath(name)
+    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL in the name
+        return False
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_aside(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave an empty file under the new name
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _require_writable(path: Path, *, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        raise BundleError(f"{path}: exists already; choose another name or allow overwriting")
+    if not (path / MANIFEST).is_file() and not (path.is_file() and zipfile.is_zipfile(path)):
+        raise BundleError(f"{path}: is not a bundle, so it is not overwritten; choose another name")
+
+
+def _put(aside: Path, path: Path) -> None:
+    """Rename ``aside``, folder or file, to ``path``; an older bundle is moved away first and put back on failure."""
+    if not path.exists() or (path.is_file() and aside.is_file()):
+        os.replace(aside, path)
+        return
+    away = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+    old = away / "bundle"
+    try:
+        os.rename(path, old)
+        os.replace(aside, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(away, ignore_errors=True)  # not reached while the old one is the only one
+
+
+def _pack(folder: Path, path: Path, manifest: Manifest) -> Path:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive:
+            for file in (MANIFEST, *sorted(manifest.files)):
+                archive.write(folder / file, file)
+        aside.chmod(0o644)
+        _put(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if not _inside(name, folder):
+                    raise BundleError(f"{path}: holds '{name}', which is outside the bundle; do not use it")
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        raise BundleError(f"{path}: cannot be unpacked ({error}); copy it again, or export again") from error

@@ -1,0 +1,114 @@
+"""Options that several verbs share, and how their text is read."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit.errors import InputError
+
+if TYPE_CHECKING:
+    from edgekit.interfaces import Meter
+
+__all__ = [
+    "BundlePath",
+    "DataSource",
+    "Json",
+    "Overwrite",
+    "Packed",
+    "PolicyName",
+    "Runtime",
+    "Targets",
+    "Threads",
+    "find_users_code",
+    "meter",
+    "names",
+    "numbers",
+    "share",
+]
+
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or packed file.")]
+DataSource = Annotated[
+    str,
+    typer.Option("--data", help="An .npz file, an image folder, a tar or zip of one, or module:callable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")]
+Packed = Annotated[bool, typer.Option("--packed", help="Write one file instead of a folder.")]
+PolicyName = Annotated[
+    str | None,
+    typer.Option("--policy", help="A saved policy. Without it: 'default' when there is one, else no early exit."),
+]
+Runtime = Annotated[str, typer.Option("--runtime", help="What runs the stages; edgekit doctor lists them.")]
+Targets = Annotated[str, typer.Option("--target", help="Kinds of device to write for, separated by commas.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """``"a,b"`` is ``("a", "b")``.
+
+    Raises:
+        InputError: a name is empty.
+    """
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise InputError(f"'{text}': a name is missing; separate names by single commas")
+    return parts
+
+
+def numbers(text: str, *, option: str) -> tuple[float, ...]:
+    """``"0.5,0.25"`` is ``(0.5, 0.25)``.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(math.isfinite(value) for value in values):
+        raise InputError(f"{option} {text}: expected numbers separated by commas, as {option} 0.5,0.5,0.5")
+    return values
+
+
+def share(text: str, *, option: str) -> float:
+    """``"1%"`` and ``"0.01"`` are 0.01.
+
+    Raises:
+        InputError: something else, or not between 0 and 1.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if rest or not 0 <= value <= 1:
+        raise InputError(f"{option} {text}: expected a share, as {option} 1% or {option} 0.01")
+    return value
+
+
+def meter(text: str | None) -> Meter | None:
+    """A meter by name; ``replay:power.csv`` gives it a recording.
+
+    Raises:
+        PluginError: there is none of that name.
+    """
+    if text is None:
+        return None
+    from edgekit import plugins
+
+    name, _, path = text.partition(":")
+    made: Meter = plugins.create("meters", name, path=path) if path else plugins.create("meters", name)
+    return made
+
+
+def find_users_code() -> None:
+    """Let ``module:callable`` name a module in the current folder."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)

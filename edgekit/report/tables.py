@@ -1,0 +1,216 @@
+"""A profile as rows and columns: the one place that decides what a report says. Terminal, CSV and HTML show it.
+
+Rows hold SI values; a :class:`Column` turns a row into text for people.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from edgekit.records import Energy, LatencySummary, Profile
+from edgekit.report.formats import NONE, energy_unit, fixed, percent, si, time_unit
+
+__all__ = ["STREAM", "Column", "Row", "columns", "energy_reasons", "labels", "notes", "rows", "short_names"]
+
+STREAM = "stream"
+"""Name of the row of the data run through the policy."""
+
+_SHORT = 16
+_P90_SAMPLES, _P99_SAMPLES = 64, 662
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One exit, or the stream.
+
+    Attributes:
+        name: of the exit, or :data:`STREAM`.
+        short: the name where room is scarce.
+        stream: whether it is the stream.
+        share: of the stream's samples that left here.
+        accuracy: on the data, every sample forced to leave here (for the stream: through the policy).
+        share_accuracy: of the stream's samples that left here.
+        macs: for one sample (for the stream: the mean over its exits).
+        latency: summary of the raw samples.
+        energy: of one inference.
+    """
+
+    name: str
+    short: str
+    stream: bool
+    share: float | None
+    accuracy: float | None
+    share_accuracy: float | None
+    macs: float | None
+    latency: LatencySummary
+    energy: Energy
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column for people.
+
+    Attributes:
+        title: its heading, with the unit in brackets.
+        help: what it means, in a sentence.
+        text: a row's figure as text.
+        detail: shown only where there is room.
+    """
+
+    title: str
+    help: str
+    text: Callable[[Row], str]
+    detail: bool = False
+
+
+def rows(profile: Profile) -> tuple[Row, ...]:
+    """Every exit in order, then the stream."""
+    exits = [
+        Row(
+            name=item.name,
+            short=short,
+            stream=False,
+            share=item.share,
+            accuracy=item.accuracy,
+            share_accuracy=item.share_accuracy,
+            macs=item.macs,
+            latency=item.latency,
+            energy=item.energy,
+        )
+        for item, short in zip(profile.exits, short_names([item.name for item in profile.exits]), strict=True)
+    ]
+    stream = profile.stream
+    whole = Row(
+        name=STREAM,
+        short=STREAM,
+        stream=True,
+        share=1.0,
+        accuracy=stream.accuracy,
+        share_accuracy=stream.accuracy,
+        macs=_mean_macs(profile),
+        latency=stream.latency,
+        energy=stream.energy,
+    )
+    return (*exits, whole)
+
+
+def short_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of at most 16 characters, still told apart: long ones lose what they share, then their middle."""
+    if not names or max(map(len, names)) <= _SHORT:
+        return tuple(names)
+    start = _shared(names)
+    rests = [name[start:] for name in names]
+    end = _shared([rest[::-1] for rest in rests])
+    cut = [f"{'…' if start else ''}{rest[: len(rest) - end]}{'…' if end else ''}" for rest in rests]
+    half = (_SHORT - 1) // 2
+    short = [name if len(name) <= _SHORT else f"{name[:half]}…{name[-half:]}" for name in cut]
+    return tuple(short) if len(set(short)) == len(short) else tuple(f"#{place}" for place in range(1, len(names) + 1))
+
+
+def _shared(names: Sequence[str]) -> int:
+    """Letters that two names or more begin with, up to a separator, so that "layer1" and "layer10" stay whole."""
+    if len(names) < 2:
+        return 0
+    letters = takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    return len("".join(column[0] for column in letters).rstrip(string.ascii_letters + string.digits))
+
+
+def _mean_macs(profile: Profile) -> float | None:
+    counts = [profile.exits[index].macs for index in profile.stream.exits]
+    known = [count for count in counts if count is not None]
+    return sum(known) / len(known) if known and len(known) == len(counts) else None
+
+
+def columns(profiles: Sequence[Profile]) -> tuple[Column, ...]:
+    """The per-exit table's columns, in units that suit all of ``profiles``; no energy columns where none has any."""
+    every = [row for profile in profiles for row in rows(profile)]
+    time = time_unit(row.latency.median_s for row in every)
+    joule = energy_unit(row.energy.gross_j for row in every)
+    confidence = percent(every[0].latency.confidence, digits=0)
+    found = [
+        Column("exit", "Where a sample leaves; the stream runs the data through the policy.", lambda row: row.name),
+        Column("share", "Share of the stream's samples that left here.", lambda row: percent(row.share)),
+        Column("accuracy", "On all samples of the data, each forced to leave here.", lambda row: percent(row.accuracy)),
+        Column(
+            "of leavers",
+            "Accuracy of the stream's samples that left here.",
+            lambda row: percent(row.share_accuracy),
+            detail=True,
+        ),
+        Column("MACs", "Multiply-accumulates for one sample.", lambda row: si(row.macs)),
+        Column(f"median [{time.symbol}]", "Middle of the latencies.", lambda row: fixed(row.latency.median_s, time)),
+        Column(
+            f"{confidence} CI",
+            "Bootstrap interval of the median.",
+            lambda row: f"{fixed(row.latency.median_low_s, time)}–{fixed(row.latency.median_high_s, time)}",
+        ),
+        Column(
+            f"mean [{time.symbol}]",
+            "Arithmetic mean: what a long stream pays.",
+            lambda row: fixed(row.latency.mean_s, time),
+            detail=True,
+        ),
+        Column("p90", "90 % take no longer.", lambda row: fixed(row.latency.p90_s, time)),
+        Column("p99", "99 % take no longer.", lambda row: fixed(row.latency.p99_s, time)),
+        Column("samples", "Timed inferences.", lambda row: str(row.latency.samples), detail=True),
+        Column("outliers", "Beyond Tukey's 3 IQR fences; kept.", lambda row: str(row.latency.outliers), detail=True),
+    ]
+    if any(row.energy.gross_j is not None for row in every):
+        found.append(
+            Column(
+                f"energy [{joule.symbol}]",
+                "Gross energy of one inference.",
+                lambda row: "unavailable" if row.energy.gross_j is None else fixed(row.energy.gross_j, joule),
+            )
+        )
+        found.append(
+            Column(
+                f"net [{joule.symbol}]",
+                "Gross less idle power times latency.",
+                lambda row: fixed(row.energy.net_j, joule),
+                detail=True,
+            )
+        )
+    return tuple(found)
+
+
+def energy_reasons(profile: Profile) -> tuple[str, ...]:
+    """Why energy figures are missing, each reason once: ``energy unavailable: reason``."""
+    lacking: dict[str, list[str]] = {}
+    every = rows(profile)
+    for row in every:
+        if row.energy.gross_j is None:
+            lacking.setdefault(row.energy.reason or "the profile does not say why", []).append(row.name)
+    return tuple(
+        f"energy unavailable{'' if len(names) == len(every) else ' for ' + ', '.join(names)}: {reason}"
+        for reason, names in lacking.items()
+    )
+
+
+def notes(profile: Profile) -> tuple[str, ...]:
+    """Why figures of the per-exit table are missing; of energy, :func:`energy_reasons` says it."""
+    every = rows(profile)
+    found = []
+    if all(row.accuracy is None for row in every):
+        found.append("accuracy unavailable: the data has no labels")
+    for name, need, missing in (
+        ("p90", _P90_SAMPLES, [row for row in every if row.latency.p90_s is None]),
+        ("p99", _P99_SAMPLES, [row for row in every if row.latency.p99_s is None]),
+    ):
+        if missing:
+            fewest = min(row.latency.samples for row in missing)
+            found.append(f"{name} {NONE}: needs {need} samples; the shortest row has {fewest}")
+    return tuple(found)
+
+
+def labels(profiles: Sequence[Profile]) -> tuple[str, ...]:
+    """A short name for each profile, told apart by what differs: network, runtime, policy, and at last a number."""
+    parts = [(item.network, str(item.runtime.get("name", "")), str(item.policy.get("name", ""))) for item in profiles]
+    differing = [index for index in (1, 2) if len({part[index] for part in parts}) > 1]
+    found = [" · ".join([part[0], *(part[index] for index in differing)]) for part in parts]
+    if len(set(found)) == len(found):
+        return tuple(found)
+    return tuple(f"{label} #{number}" for number, label in enumerate(found, start=1))

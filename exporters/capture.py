@@ -1,0 +1,481 @@
+"""Model to one graph: checks, then ``torch.export`` by several routes, then functional form.
+
+Routes are tried in order; the one that worked and why the earlier ones did not are kept. Non-strict export runs the
+forward as Python and records what it does; strict export reads its bytecode; each takes models on which the other
+fails. Both are tried with a batch of any size, then with a batch of one for models that bake the batch into a shape.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from edgekit.errors import CaptureError
+from edgekit.tensors import BATCH
+
+__all__ = ["Attempt", "Captured", "Output", "capture"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A capture route that did not work, and why, in one line."""
+
+    route: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """One tensor that the model returns.
+
+    Attributes:
+        path: keys and indices that lead to it, joined by dots; ``"0"`` for the first of a tuple, ``""`` alone.
+        node: that computes it in the captured graph.
+        value: what the eager model returned there for the example.
+    """
+
+    path: str
+    node: Node
+    value: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """A model as one functional ATen graph.
+
+    Attributes:
+        program: weights are placeholders of its graph; nothing in it writes in place.
+        inputs: placeholder nodes of the tensors that the user gives, in order.
+        outputs: tensors that the model returns.
+        example: the example inputs, flattened, with two rows (one when ``batch`` is 1).
+        structure: how the flattened inputs make up the forward's arguments.
+        batch: symbolic :data:`~edgekit.tensors.BATCH`, or 1 when the model bakes the batch in.
+        route: that worked.
+        attempts: that did not.
+        notes: what was left out.
+    """
+
+    program: ExportedProgram
+    inputs: tuple[Node, ...]
+    outputs: tuple[Output, ...]
+    example: tuple[Tensor, ...]
+    structure: tuple[list[Any], pytree.TreeSpec]
+    batch: str | int
+    route: str
+    attempts: tuple[Attempt, ...]
+    notes: tuple[str, ...]
+
+    def run(self, model: nn.Module, inputs: Sequence[Tensor]) -> Any:
+        """What the eager ``model`` returns for flattened ``inputs``; it is left as it was."""
+        leaves, spec = self.structure
+        remaining = iter(inputs)
+        args, kwargs = pytree.tree_unflatten(
+            [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+        )
+        with torch.no_grad(), _unchanged(model):
+            return _run(model, args, kwargs)
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Captured:
+    """Record what ``model`` does with an example.
+
+    Args:
+        model: in evaluation mode, as its authors wrote it. It is not changed.
+        args: example inputs; every tensor's dimension 0 is the batch.
+        kwargs: example inputs given by name.
+
+    Raises:
+        CaptureError: training mode, a forward that fails or needs more, inputs that disagree on the batch, random
+            or data-dependent computation, state that changes; the message names the place in the model's source.
+    """
+    _require_evaluation_mode(model)
+    two = _batch_of_two(model, *_bound(model, args, kwargs or {}))
+    attempts: list[Attempt] = []
+    failures: list[_ForwardError] = []
+    for batch, suffix, example in ((BATCH, "", two), (1, ", batch of one", _rows(*two, slice(0, 1)))):
+        try:
+            reference = _reference(model, *example)
+        except _ForwardError as error:
+            failures.append(error)
+            attempts.append(Attempt(f"eager{suffix}", str(error)))
+            continue
+        for strict in (False, True):
+            route = f"torch.export {'strict' if strict else 'non-strict'}{suffix}"
+            try:
+                program = _export(model, *example, strict=strict, dynamic=batch == BATCH)
+            except Exception as error:  # torch.export raises whatever the model or the tracer raised
+                attempts.append(Attempt(route, _reason(error)))
+                continue
+            return _captured(program, reference, example, batch=batch, route=route, attempts=attempts)
+    if len(failures) == 2:
+        raise failures[0]
+    reasons: dict[str, str] = {}
+    for attempt in attempts:
+        reasons.setdefault(attempt.reason, attempt.route)
+    told = "; ".join(f"{route}: {reason}" for reason, route in reasons.items())
+    raise CaptureError(f"{type(model).__name__} cannot be captured as one graph. {told}")
+
+
+class _ForwardError(CaptureError):
+    """The forward itself fails."""
+
+
+def _reference(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the eager model returns, the same each time."""
+    with torch.no_grad(), _unchanged(model):
+        reference = _run(model, args, kwargs)
+        _require_known(model, reference)
+        _require_deterministic(reference, _run(model, args, kwargs))
+    return reference
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, strict: bool, dynamic: bool
+) -> ExportedProgram:
+    shapes = None
+    if dynamic:
+        dimension = Dim("batch")
+
+        def spec(leaf: Any) -> Any:
+            return {0: dimension} if isinstance(leaf, Tensor) and leaf.ndim else None
+
+        shapes = _dynamic_shapes(model, pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs))
+    with torch.no_grad(), _unchanged(model), quiet():
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
+        # An empty table decomposes nothing by choice; it makes the graph functional (no relu_, no batch-norm state).
+        return program.run_decompositions({})
+
+
+def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Shapes by parameter name, as torch.export wants them, variadic parameters included."""
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    shapes: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = inspect.signature(model.forward).parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            shapes.update(value)
+        else:
+            shapes[name] = value
+    return shapes
+
+
+def _captured(
+    program: ExportedProgram,
+    reference: Any,
+    example: tuple[tuple[Any, ...], dict[str, Any]],
+    *,
+    batch: str | int,
+    route: str,
+    attempts: Sequence[Attempt],
+) -> Captured:
+    signature = program.graph_signature
+    by_name = {node.name: node for node in program.graph.nodes}
+    _refuse_control_flow(program)
+    _refuse_random(program)
+    _keep_batch(program)
+    _drop_same_size(program)
+    used_names = {str(name) for name in signature.user_inputs}
+    inputs = tuple(node for node in program.graph.nodes if node.op == "placeholder" and node.name in used_names)
+    tensors = tuple(leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))
+    placeholders = tuple(node for node in inputs if isinstance(node.meta.get("val"), Tensor))
+    paths, _ = pytree.tree_flatten_with_path(reference)
+    names = signature.user_outputs
+    outputs = tuple(
+        Output(path=_path(path), node=by_name[str(name)], value=leaf)
+        for (path, leaf), name in zip(paths, names, strict=True)
+        if isinstance(leaf, Tensor) and name is not None
+    )
+    _refuse_state(program, [output.node for output in outputs])
+    _refuse_values(inputs, [output.node for output in outputs])
+    notes = []
+    if batch != BATCH:
+        notes.append("the model bakes the batch into a shape: stages take one sample at a time")
+    return Captured(
+        program=program,
+        inputs=placeholders,
+        outputs=outputs,
+        example=tensors,
+        structure=pytree.tree_flatten(example),
+        batch=batch,
+        route=route,
+        attempts=tuple(attempts),
+        notes=tuple(notes),
+    )
+
+
+def _path(keys: Sequence[Any]) -> str:
+    parts = []
+    for key in keys:
+        value = next((getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)), key)
+        parts.append(str(value))
+    return ".".join(parts)
+
+
+def _require_evaluation_mode(model: nn.Module) -> None:
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        what = f"its module '{training}'" if training else type(model).__name__
+        raise CaptureError(f"{what} is in training mode: call model.eval() before export")
+
+
+def _bound(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example in the order of the forward's parameters."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        return bound.args, bound.kwargs
+    except TypeError as error:
+        raise CaptureError(
+            f"{type(model).__name__}.forward{inspect.signature(model.forward)} does not take the example inputs "
+            f"({error}): give one example per argument"
+        ) from error
+
+
+def _batch_of_two(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example with two rows: one row would be taken for a fixed batch, many only cost time."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not leaves:
+        raise CaptureError("the example holds no tensor: give the model's inputs as torch tensors")
+    if any(leaf.ndim == 0 for leaf in leaves):
+        raise CaptureError("an example input has no dimension: every input needs the batch as dimension 0")
+    rows = sorted({len(leaf) for leaf in leaves})
+    if len(rows) > 1:
+        raise CaptureError(f"example inputs disagree on the batch: dimension 0 is {' and '.join(map(str, rows))}")
+    if rows[0] == 0:
+        raise CaptureError("the example batch is empty: give at least one sample")
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    if device.type != "cpu":
+        raise CaptureError(f"the model is on {device}: move it and the example to the CPU (model.cpu())")
+    index = torch.tensor([0, 1] if rows[0] > 1 else [0, 0])
+    return _rows(args, kwargs, index)
+
+
+def _rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def pick(leaf: Any) -> Any:
+        return leaf.detach()[rows].contiguous() if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(pick, args), pytree.tree_map(pick, kwargs)
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    # A forward may write into its inputs: it gets copies.
+    args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        rows = next(len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        samples = "one sample" if rows == 1 else f"{rows} samples"
+        raise _ForwardError(f"{type(model).__name__} fails on {samples} like the example: {_reason(error)}") from error
+
+
+def _require_known(model: nn.Module, returned: Any) -> None:
+    for path, leaf in pytree.tree_flatten_with_path(returned)[0]:
+        if not isinstance(leaf, Tensor | int | float | str | None):
+            place = f" at output '{_path(path)}'" if path else ""
+            raise CaptureError(
+                f"{type(model).__name__} returns a {type(leaf).__name__}{place}: return tensors in a tuple, list, dict "
+                "or named tuple, or register a dataclass with torch.export.register_dataclass"
+            )
+
+
+def _require_deterministic(first: Any, second: Any) -> None:
+    for (path, one), other in zip(pytree.tree_flatten_with_path(first)[0], pytree.tree_leaves(second), strict=True):
+        if isinstance(one, Tensor) and not torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)):
+            raise CaptureError(
+                f"output '{_path(path)}' differs between two runs on the same input: the model samples at random or "
+                "keeps state in evaluation mode; replace sampling by its mean before export"
+            )
+
+
+def _refuse_control_flow(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"the model branches inside the graph with {node.target}{_where(node)}: edgekit takes models that return "
+                "the logits of all their exits, gates are not taken yet"
+            )
+
+
+def _refuse_random(program: ExportedProgram) -> None:
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _samples(node):
+            raise CaptureError(
+                f"the model samples at random in evaluation mode with {node.target}{_where(node)}: "
+                "replace it by its mean before export"
+            )
+
+
+def _samples(node: Node) -> bool:
+    """Whether an operator draws random numbers. Attention and recurrent ones do with dropout only."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    training = given.get("train", given.get("training", True))
+    rate = given.get("dropout_p", given.get("dropout", 0.0 if "dropout_p" in names else 1.0))
+    return bool(training) and rate != 0
+
+
+def _keep_batch(program: ExportedProgram) -> None:
+    """Keep ``squeeze`` away from the batch: of one row, it would take the batch for one more dimension of size 1."""
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target not in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+            continue
+        sizes = node.args[0].meta["val"].shape
+        asked = node.args[1] if len(node.args) > 1 else range(len(sizes))
+        asked = [dim % len(sizes) for dim in ([asked] if isinstance(asked, int) else asked)]
+        gone = [dim for dim in asked if isinstance(sizes[dim], int) and sizes[dim] == 1]
+        node.target, node.args = (
+            (aten.squeeze.dims, (node.args[0], gone)) if gone else (aten.alias.default, (node.args[0],))
+        )
+
+
+def _drop_same_size(program: ExportedProgram) -> None:
+    """Resizing to the same size gives the same tensor (Python decides sizes, so RANet resizes most features so)."""
+    for node in program.graph.nodes:
+        if getattr(node.target, "_opname", "").startswith("upsample_"):
+            source = node.args[0]
+            if tuple(node.meta["val"].shape[2:]) == tuple(source.meta["val"].shape[2:]):
+                node.target, node.args, node.kwargs = torch.ops.aten.alias.default, (source,), {}
+
+
+def _refuse_values(inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
+    """Refuse outputs that hang on a value read into Python: it would be one number for all rows of a batch."""
+    reads = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+    for node in ancestors(outputs):
+        if node.target in reads and not ancestors([node]).isdisjoint(inputs):
+            raise CaptureError(
+                f"the forward reads a value out of a tensor with item(){_where(node)}: compute with the tensor itself, "
+                "so that every sample keeps its own value"
+            )
+
+
+def _refuse_state(program: ExportedProgram, outputs: Sequence[Node]) -> None:
+    """Refuse buffers that a forward both changes and reads: a staged run would not carry them."""
+    changed = set(program.graph_signature.buffers_to_mutate.values())
+    if not changed:
+        return
+    needed = ancestors(outputs)
+    placeholders = program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and placeholders.get(node.name) in changed and node in needed:
+            raise CaptureError(
+                f"the forward changes buffer '{placeholders[node.name]}' that its outputs depend on: "
+                "edgekit needs a forward without side effects in evaluation mode"
+            )
+
+
+def ancestors(
+    nodes: Sequence[Node],
+    *,
+    stop: Callable[[Node], bool] = lambda node: False,
+    sources: Callable[[Node], Iterable[Node]] = lambda node: node.all_input_nodes,
+) -> set[Node]:
+    """Every node that ``nodes`` are computed from, themselves included; not beyond nodes where ``stop`` holds."""
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if not stop(node):
+            waiting.extend(sources(node))
+    return found
+
+
+def _where(node: Node) -> str:
+    return next(reversed(_frames(node.meta.get("stack_trace") or "")), "")
+
+
+def _frames(text: str) -> list[str]:
+    """Places in the model's own source that a text of PyTorch's names, outermost first."""
+    found = re.findall(r'File "([^"<]+)", line (\d+), in [^,\n]+(?:, code: |\n\s+)(.*)', text)
+    return [f" (line {line} of {Path(file).name}: {code})" for file, line, code in found if _is_own(file)]
+
+
+def _is_own(file: str) -> bool:
+    """Whether a source file is the model's, not a library's or ours."""
+    ours = (str(Path(__file__).parent), str(Path(torch.__file__).parent), sys.base_prefix)
+    return "site-packages" not in file and not file.startswith(("<", *ours))
+
+
+def _reason(error: BaseException) -> str:
+    """Why a capture failed, in one line, with the place in the model's own source."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    place = _place(error)
+    if "data-dependent" in str(error).lower() or type(error).__name__ == "GuardOnDataDependentSymNode":
+        return (
+            f"a Python branch depends on tensor values{place}; edgekit takes models that return the logits of all "
+            "their exits, gates written as branches are not taken yet"
+        )
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost frame that belongs to the model's own source."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_own(frame.filename):
+            return f" (line {frame.lineno} of {Path(frame.filename).name}: {frame.line})"
+    return next(iter(_frames(str(error))), "")
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward stores: attributes, what lists and dictionaries in them hold, values of buffers.
+
+    Tracing would leave its stand-in tensors there.
+    """
+    modules = list(model.modules())
+    attributes = [(vars(module), dict(vars(module))) for module in modules]
+    held = [value for module in modules for value in vars(module).values()]
+    lists = [(value, list(value)) for value in held if isinstance(value, list)]
+    tables = [(value, dict(value)) for value in held if isinstance(value, dict)]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for now, before in (*attributes, *tables):
+            now.clear()
+            now.update(before)
+        for items, kept in lists:
+            items[:] = kept
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's own chatter out of the user's terminal; errors are raised, not printed."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.fx", "torch.export", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

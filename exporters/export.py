@@ -1,0 +1,229 @@
+"""The verb: model to bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgekit import plugins
+from edgekit.bundle import Bundle, BundleWriter, Manifest, write_bundle
+from edgekit.data import Preprocess
+from edgekit.errors import CaptureError, EdgekitError, LoweringError
+from edgekit.exporters.capture import Captured, capture
+from edgekit.exporters.decisions import ExitPoint, find_exits
+from edgekit.exporters.macs import count_macs
+from edgekit.exporters.parity import check_parity, eager_exits, golden_inputs, require_rows_apart
+from edgekit.exporters.partition import Cut, partition
+from edgekit.exporters.stages import make_plan, trace_stage
+from edgekit.interfaces import Runtime, Target
+from edgekit.plan import SCORES, Plan, Stage
+from edgekit.progress import Progress, silent
+from edgekit.session import Session
+
+__all__ = ["Staged", "export_bundle", "stage_model"]
+
+
+class Staged:
+    """A model cut into stages, before it is written for any target.
+
+    Attributes:
+        model: the eager model.
+        captured: its graph.
+        exits: in order.
+        cuts: one stage each.
+        plan: the program that runs them.
+        notes: what was left out or reordered.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        captured: Captured,
+        exits: tuple[ExitPoint, ...],
+        cuts: tuple[Cut, ...],
+        notes: tuple[str, ...],
+    ) -> None:
+        self.model = model
+        self.captured = captured
+        self.exits = exits
+        self.cuts = cuts
+        self.plan = make_plan(captured, cuts)
+        self.notes = notes
+
+    def eager(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the eager model gives at each exit."""
+        return eager_exits(self.model, self.captured, self.exits, inputs)
+
+
+def stage_model(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None, *, exits: Sequence[str] | None = None
+) -> Staged:
+    """Capture a model, find its exits and cut it there. Arguments and errors as in :func:`export_bundle`."""
+    captured = capture(model, _tensors(args), _tensor_mapping(kwargs))
+    macs = count_macs(captured.program, rows=len(captured.example[0]))
+    points, notes = find_exits(captured, names=exits, macs=macs)
+    cuts = partition(captured, points, macs)
+    uncounted = () if macs is not None else ("MACs could not be counted: an operator has no shape function",)
+    return Staged(model, captured, points, cuts, (*captured.notes, *notes, *uncounted))
+
+
+def export_bundle(
+    model: nn.Module,
+    args: Any,
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    targets: Sequence[str] = ("onnx",),
+    exits: Sequence[str] | None = None,
+    name: str | None = None,
+    preprocess: Preprocess | None = None,
+    classes: Sequence[str] = (),
+    golden: Any = None,
+    tolerance: float = 1e-4,
+    overwrite: bool = False,
+    packed: bool = False,
+    progress: Progress = silent,
+) -> Bundle:
+    """Cut a trained network at its exits, write every stage, check it against the model, and bundle it.
+
+    Args:
+        model: in evaluation mode, as its authors wrote it.
+        args: example inputs, one tensor or a tuple of them, dimension 0 the batch.
+        path: of the bundle.
+        kwargs: example inputs given by name.
+        targets: kinds of device to write the stages for.
+        exits: outputs or modules that are exits, in order; found by themselves when ``None``.
+        name: of the network; the model's class name when ``None``.
+        preprocess: how images become inputs, kept in the bundle.
+        classes: class names in label order.
+        golden: more inputs to compare on, as ``args``; noise like the example when ``None``.
+        tolerance: largest difference to the eager model, relative to the largest logit, or absolute below 1.
+        overwrite: replace a bundle at ``path``.
+        packed: write one file instead of a folder.
+        progress: told what is being done.
+
+    Raises:
+        CaptureError: the model cannot become one graph, or its exits cannot be told.
+        PartitionError: the graph cannot be cut at its exits.
+        LoweringError: a target cannot take a stage, or what it wrote does not open.
+        ParityError: the stages do not answer as the model does. Whatever is raised, nothing is left behind.
+        BundleError: the bundle cannot be written.
+    """
+    if isinstance(targets, str) or not targets:
+        raise LoweringError("targets must be a sequence of names, as ('onnx',)")
+    lowering = [cast("Target", plugins.create("targets", target)) for target in targets]
+    with write_bundle(path, overwrite=overwrite, packed=packed) as writer:
+        progress("capture", 0, 1)
+        staged = stage_model(model, args, kwargs, exits=exits)
+        progress("capture", 1, 1)
+        inputs = golden_inputs(staged.captured, None if golden is None else _leaves(golden))
+        expected = staged.eager(inputs)
+        alone = staged.eager([tensor[len(tensor) // 2 :] for tensor in inputs])
+        require_rows_apart(expected, alone, staged.exits, tolerance=tolerance)
+        artifacts = _lower(staged, lowering, writer, progress)
+        parity = {}
+        for number, target in enumerate(lowering):
+            progress("compare with the eager model", number, len(lowering))
+            parity[target.name] = _compare(staged, target, artifacts[target.name], writer, inputs, expected, tolerance)
+        progress("compare with the eager model", len(lowering), len(lowering))
+        given = {f"input:{spec.name}": tensor for spec, tensor in zip(staged.plan.inputs, inputs, strict=True)}
+        answered = {f"exit:{point.name}": value for point, value in zip(staged.exits, expected, strict=True)}
+        writer.golden({name: tensor.numpy() for name, tensor in {**given, **answered}.items()})
+        writer.describe(
+            Manifest(
+                name=name or type(model).__name__,
+                created="",
+                plan=staged.plan,
+                artifacts=artifacts,
+                preprocess=preprocess,
+                classes=tuple(classes),
+                capture={
+                    "route": staged.captured.route,
+                    "attempts": [asdict(attempt) for attempt in staged.captured.attempts],
+                },
+                parity=parity,
+                notes=staged.notes,
+                versions={"edgekit": version("edgekit"), **{k: v for t in lowering for k, v in t.versions().items()}},
+            )
+        )
+    return Bundle.open(path)
+
+
+def _lower(
+    staged: Staged, targets: Sequence[Target], writer: BundleWriter, progress: Progress
+) -> dict[str, dict[str, str]]:
+    """Write every stage for every target. Returns the artifacts' paths by target and stage."""
+    plan = staged.plan
+    artifacts: dict[str, dict[str, str]] = {target.name: {} for target in targets}
+    total = len(plan.stages) * len(targets)
+    for number, (cut, stage) in enumerate(zip(staged.cuts, plan.stages, strict=True)):
+        program = trace_stage(cut, stage, plan)
+        for offset, target in enumerate(targets):
+            progress(f"write {stage.name} for {target.name}", number * len(targets) + offset, total)
+            name = f"stages/{target.name}/{stage.name}{target.suffix}"
+            target.lower(program, stage, writer.path(name), specs=plan.tensors)
+            artifacts[target.name][stage.name] = name
+    progress("write stages", total, total)
+    return artifacts
+
+
+def _compare(
+    staged: Staged,
+    target: Target,
+    artifacts: Mapping[str, str],
+    writer: BundleWriter,
+    inputs: Sequence[Tensor],
+    expected: Sequence[Tensor],
+    tolerance: float,
+) -> dict[str, Any]:
+    """Open what was written in its own runtime, and compare."""
+    paths = {stage: writer.folder / name for stage, name in artifacts.items()}
+    runtime = cast(Runtime, plugins.create("runtimes", target.runtime))
+    try:
+        for stage in staged.plan.stages:
+            _open_every_way(runtime, stage, paths[stage.name], staged.plan)
+        session = Session(staged.plan, runtime, paths)
+    except EdgekitError as error:
+        raise LoweringError(f"what was written for '{target.name}' does not open: {error}") from error
+    with session:
+        return check_parity(session, expected, staged.exits, inputs, tolerance=tolerance)
+
+
+def _open_every_way(runtime: Runtime, stage: Stage, artifact: Path, plan: Plan) -> None:
+    """Bind what a session can ask of a stage, each alone: a target may keep them in files of their own."""
+    live, (logits, *scores) = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES) :]
+    buffers = {name: runtime.allocate(plan.tensors[name], 1) for name in (*stage.inputs, *stage.outputs)}
+    for outputs in (live, (*live, logits), *((*live, logits, score) for score in scores)):
+        if outputs:
+            runner = runtime.open(stage, artifact)
+            runner.bind(buffers, rows=1, outputs=outputs)
+            runner.close()
+
+
+def _tensors(args: Any) -> tuple[Any, ...]:
+    """Example arguments as a tuple, arrays as tensors."""
+    given = tuple(args) if isinstance(args, tuple | list) else (args,)
+    return cast("tuple[Any, ...]", pytree.tree_map(_tensor, given))
+
+
+def _tensor_mapping(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: pytree.tree_map(_tensor, value) for name, value in (kwargs or {}).items()}
+
+
+def _tensor(leaf: Any) -> Any:
+    return torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _leaves(golden: Any) -> list[Tensor]:
+    leaves = [leaf for leaf in pytree.tree_leaves(_tensors(golden)) if isinstance(leaf, Tensor)]
+    if not leaves:
+        raise CaptureError("golden inputs hold no tensor")
+    return leaves

@@ -1,0 +1,242 @@
+"""Do the written stages answer as the eager model does? Every exit forced, values and decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgekit.errors import CaptureError, ParityError
+from edgekit.exporters.capture import Captured
+from edgekit.exporters.decisions import ExitPoint
+from edgekit.exporters.stages import confidence
+from edgekit.plan import SCORES
+from edgekit.policy import Policy
+from edgekit.session import Session
+from edgekit.tensors import BATCH
+
+__all__ = ["check_parity", "eager_exits", "golden_inputs", "require_rows_apart"]
+
+QUANTILES = (0.25, 0.5, 0.75)
+"""Threshold settings that decisions are compared at: these shares of the golden samples stay at each exit."""
+
+SCORE_ROUNDING = 1e-5
+"""Scores this close to a threshold may fall on either side by rounding alone; such rows are counted apart."""
+
+
+def golden_inputs(
+    captured: Captured, given: Sequence[Tensor] | None, *, samples: int = 8, seed: int = 0
+) -> list[Tensor]:
+    """Inputs to compare on: what the user gave, or the example and as much noise of its mean and spread.
+
+    Integer inputs are shuffled from the example's own values, so that indices stay in range.
+
+    Raises:
+        CaptureError: what the user gave does not fit the example.
+    """
+    if given is not None:
+        _require_alike(captured.example, given)
+        return [torch.cat([example, more]) for example, more in zip(captured.example, given, strict=True)]
+    generator = torch.Generator().manual_seed(seed)
+    golden = []
+    for example in captured.example:
+        shape = (samples - len(example), *example.shape[1:])
+        if example.is_floating_point():
+            spread = example.double().std().item() if example.numel() > 1 else 0.0
+            noise = torch.randn(shape, generator=generator) * (spread or 1.0) + example.double().mean().item()
+            more = noise.to(example.dtype)
+        else:
+            index = torch.randint(example.numel(), shape, generator=generator)
+            more = example.reshape(-1)[index]
+        golden.append(torch.cat([example, more]))
+    return golden
+
+
+def _require_alike(examples: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    expected = [(example.dtype, tuple(example.shape[1:])) for example in examples]
+    found = [(tensor.dtype, tuple(tensor.shape[1:])) for tensor in given]
+    if found != expected or len({len(tensor) for tensor in given}) > 1:
+        raise CaptureError(
+            f"golden inputs are {[f'{tensor.dtype} {tuple(tensor.shape)}' for tensor in given]}, the example is "
+            f"{[f'{tensor.dtype} {tuple(tensor.shape)}' for tensor in examples]}: only the batch may differ"
+        )
+
+
+def eager_exits(
+    model: nn.Module, captured: Captured, points: Sequence[ExitPoint], inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    """What the eager model gives at each exit: ``(batch, classes)`` logits, or probabilities where it ends so."""
+    if captured.batch != BATCH and len(inputs[0]) > 1:
+        rows = [[tensor[row : row + 1] for tensor in inputs] for row in range(len(inputs[0]))]
+        parts = [eager_exits(model, captured, points, row) for row in rows]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+    seen: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            seen[path] = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+
+        return hook
+
+    hooks = [model.get_submodule(p.name).register_forward_hook(keep(p.name)) for p in points if p.path is None]
+    try:
+        returned = captured.run(model, inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    tensors = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
+    by_path = {output.path: leaf for output, leaf in zip(captured.outputs, tensors, strict=True)}
+    return [(seen[point.name] if point.path is None else by_path[point.path]).float() for point in points]
+
+
+def require_rows_apart(
+    eager: Sequence[Tensor], part: Sequence[Tensor], points: Sequence[ExitPoint], *, tolerance: float
+) -> None:
+    """Refuse a model in which a sample's answer depends on the others in its batch.
+
+    Args:
+        eager: what the model gives at each exit for a batch.
+        part: what it gives for the last rows of that batch alone.
+        points: the exits.
+        tolerance: as for :func:`check_parity`.
+
+    Raises:
+        CaptureError: at the first exit where the two differ.
+    """
+    for point, whole, alone in zip(points, eager, part, strict=True):
+        rows = whole[-len(alone) :]
+        close = torch.isclose(rows, alone, rtol=0, atol=_allowed(rows, tolerance), equal_nan=True)
+        if not close.all():
+            raise CaptureError(
+                f"exit '{point.name}' answers otherwise when other samples are in the batch: edgekit needs dimension 0 "
+                "of every input to be the batch, and no mean or normalisation over it"
+            )
+
+
+def _allowed(expected: Tensor, tolerance: float) -> float:
+    finite = expected[expected.isfinite()]
+    return tolerance * max(1.0, float(finite.abs().max()) if len(finite) else 0.0)
+
+
+def check_parity(
+    session: Session,
+    eager: Sequence[Tensor],
+    points: Sequence[ExitPoint],
+    inputs: Sequence[Tensor],
+    *,
+    tolerance: float,
+) -> dict[str, Any]:
+    """Compare every forced exit and the decisions at three threshold settings, alone and in a batch.
+
+    Args:
+        session: over the written stages.
+        eager: what the eager model gives at each exit for ``inputs``.
+        points: the exits.
+        inputs: one tensor per network input.
+        tolerance: largest difference allowed, relative to the largest logit of the exit, or absolute below 1.
+
+    Returns:
+        Largest differences by exit, and how many decisions were compared.
+
+    Raises:
+        ParityError: at the first exit whose values differ by more, or whose decisions differ.
+    """
+    arrays = [tensor.numpy() for tensor in inputs]
+    rows = len(arrays[0])
+    batches = [slice(0, rows), slice(0, 1), slice(rows - 1, rows)]
+    if session.plan.inputs[0].shape[0] != BATCH:
+        batches = [slice(row, row + 1) for row in range(rows)]
+    differences = {}
+    for index, (point, expected) in enumerate(zip(points, eager, strict=True)):
+        worst = 0.0
+        for batch in batches:
+            result = session.run([array[batch] for array in arrays], exit=index)
+            worst = max(worst, _difference(result.logits, expected[batch], point, tolerance))
+            if (result.exit != index).any():
+                raise ParityError(f"exit '{point.name}': forced, but rows left at {sorted(set(result.exit.tolist()))}")
+        differences[point.name] = worst
+    compared = close = 0
+    for score in SCORES:
+        for quantile in QUANTILES:
+            policy, expected_exits, decided = _expected(score, quantile, eager, points)
+            session.use(policy)
+            for batch in batches:
+                taken = session.run([array[batch] for array in arrays]).exit
+                wrong = np.flatnonzero((taken != expected_exits[batch]) & decided[batch])
+                if len(wrong):
+                    raise ParityError(
+                        f"with {score} thresholds {list(policy.thresholds)}, golden sample {batch.start + wrong[0]} "
+                        f"leaves at exit '{points[taken[wrong[0]]].name}', the eager model at "
+                        f"'{points[expected_exits[batch][wrong[0]]].name}'; nothing was written"
+                    )
+                compared += int(decided[batch].sum())
+                close += int((~decided[batch]).sum())
+    return {
+        "samples": rows,
+        "tolerance": tolerance,
+        "largest_difference": differences,
+        "decisions_compared": compared,
+        "decisions_differing": 0,
+        "decisions_within_rounding": close,
+    }
+
+
+def _difference(given: NDArray[np.float32], expected: Tensor, point: ExitPoint, tolerance: float) -> float:
+    values = torch.from_numpy(given)
+    if point.probabilities:
+        values = torch.softmax(values, dim=1)
+    if not torch.equal(values.isfinite(), expected.isfinite()):
+        raise ParityError(f"exit '{point.name}': NaN or infinity where the eager model has none, or the reverse")
+    finite = expected.isfinite()
+    if not bool(finite.any()):
+        return 0.0
+    difference = float((values - expected)[finite].abs().max())
+    allowed = _allowed(expected, tolerance)
+    if difference > allowed:
+        raise ParityError(
+            f"exit '{point.name}': differs from the eager model by {difference:.3g} (allowed {allowed:.3g}); "
+            "nothing was written. Raise the tolerance only if this is rounding"
+        )
+    return difference
+
+
+def _expected(
+    score: str, quantile: float, eager: Sequence[Tensor], points: Sequence[ExitPoint]
+) -> tuple[Policy, NDArray[np.intp], NDArray[np.bool_]]:
+    """A policy with thresholds between the eager model's own scores, and the exits that the eager model takes.
+
+    The last array tells which rows are far enough from every threshold that rounding cannot decide them.
+    """
+    smallest = torch.finfo(torch.float32).tiny
+    logits = [
+        value.clamp_min(smallest).log() if point.probabilities else value
+        for point, value in zip(points, eager, strict=True)
+    ]
+    position = SCORES.index(score)
+    scores = [confidence(values, torch.ones(()))[position].numpy() for values in logits]
+    policy = Policy.fixed([_between(values, quantile) for values in scores[:-1]], score=score)
+    exits = np.full(len(scores[0]), len(points) - 1)
+    decided = np.ones(len(scores[0]), dtype=np.bool_)
+    for index in reversed(range(len(points) - 1)):
+        threshold = np.float32(policy.thresholds[index])
+        exits[scores[index] >= threshold] = index
+        decided &= ~(np.abs(scores[index] - threshold) <= SCORE_ROUNDING)
+    return policy, exits, decided
+
+
+def _between(scores: NDArray[np.float32], quantile: float) -> float:
+    """A threshold near a quantile, in the widest gap there, so that rounding does not decide."""
+    ranked = np.unique(scores[np.isfinite(scores)]).astype(np.float64)
+    if len(ranked) < 2:
+        return float("inf")
+    near = max(1, len(ranked) // 8)
+    middle = round(quantile * (len(ranked) - 1))
+    low, high = max(0, middle - near), min(len(ranked) - 1, middle + near)
+    gaps = np.diff(ranked[low : high + 1])
+    widest = low + int(gaps.argmax())
+    return float((ranked[widest] + ranked[widest + 1]) / 2)

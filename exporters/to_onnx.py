@@ -1,0 +1,105 @@
+"""Lowers a stage to ONNX with a batch of any size.
+
+ONNX Runtime computes every node of a file, whether or not its result is asked for. So a stage is written several
+times, with and without what is optional, over one file of weights::
+
+    blocks.1.onnx             live tensors and logits
+    blocks.1.max_prob.onnx    and that score; likewise margin and neg_entropy
+    blocks.1.trunk.onnx       live tensors only, for an exit that is never taken; none for a last stage
+    blocks.1.weights          what all of them read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.errors import LoweringError, require
+from edgekit.exporters.capture import quiet
+from edgekit.plan import SCORES, Stage
+from edgekit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch.export import ExportedProgram
+
+__all__ = ["OnnxTarget"]
+
+OPSET = 18
+"""Newest operator set that TensorRT 8.6, the oldest runtime aimed at, reads whole."""
+
+SMALL_BYTES = 1024
+"""Constants up to this size stay in the graph files."""
+
+
+class OnnxTarget:
+    """ONNX through PyTorch's exporter. See :class:`edgekit.interfaces.Target`."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    runtime = "onnxruntime"
+
+    def __init__(self) -> None:
+        for module in ("onnx", "onnxscript", "onnx_ir"):
+            require(module, extra="export", purpose="Exporting to ONNX")
+
+    def lower(self, program: ExportedProgram, stage: Stage, path: Path, *, specs: Mapping[str, TensorSpec]) -> None:
+        """Write a stage. See :meth:`edgekit.interfaces.Target.lower`."""
+        import torch
+
+        try:
+            with quiet():
+                onnx_program = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    input_names=list(stage.inputs),
+                    output_names=list(stage.outputs),
+                    opset_version=OPSET,
+                    verbose=False,
+                )
+        except torch.onnx.errors.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            line = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise LoweringError(f"stage '{stage.name}' cannot be written as ONNX: {line}") from error
+        assert onnx_program is not None
+        _make_unique(onnx_program.model.graph)
+        _write_variants(onnx_program.model, stage, path)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that write the artifact."""
+        return {name: version(name) for name in ("onnx", "onnxscript", "torch")}
+
+
+def _make_unique(graph: ir.Graph) -> None:
+    """Rename inner values that share a name with an input or output: ONNX has one name space for both."""
+    boundary = [*graph.inputs, *graph.outputs]
+    taken = {value.name for value in boundary}
+    inner = [value for node in graph for value in node.outputs if not value.is_graph_output()]
+    for value in [*inner, *graph.initializers.values()]:
+        if value.name in taken and not any(value is other for other in boundary):
+            value.name = f"{value.name}.inner"
+
+
+def _write_variants(model: ir.Model, stage: Stage, path: Path) -> None:
+    """Write the graph files, each with fewer outputs than the whole, and the weights beside them."""
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+
+    # The exporter leaves stack traces, with the paths of the machine that it ran on, in every node.
+    model = ClearMetadataAndDocStringPass()(model).model
+    live, logits, scores = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES)], stage.outputs[-len(SCORES) :]
+    variants = {path: (*live, logits)}
+    for name, score in zip(SCORES, scores, strict=True):
+        variants[path.with_suffix(f".{name}.onnx")] = (*live, logits, score)
+    if live:
+        variants[path.with_suffix(".trunk.onnx")] = live
+    ir.external_data.unload_from_model(
+        model, path.parent, f"{path.stem}.weights", size_threshold_bytes=SMALL_BYTES
+    )
+    for file, outputs in variants.items():
+        pruned = model.clone()
+        kept = {value.name: value for value in pruned.graph.outputs}
+        pruned.graph.outputs[:] = [kept[name] for name in outputs]
+        ir.save(RemoveUnusedNodesPass()(pruned).model, file)

@@ -1,0 +1,51 @@
+"""Tensors in host memory, for every runtime that computes there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.tensors import TensorSpec
+
+__all__ = ["ALIGNMENT", "HostBuffer"]
+
+ALIGNMENT = 64
+"""Bytes. Kernels take other paths, and round differently, at other alignments; one cache line suits all of them."""
+
+
+class HostBuffer:
+    """One tensor in host memory, up to a number of rows.
+
+    Args:
+        spec: the tensor.
+        rows: rows to make room for; a tensor that is not batched has its own size.
+    """
+
+    def __init__(self, spec: TensorSpec, rows: int) -> None:
+        self.spec = spec
+        self.rows = rows
+        self._array = _aligned(spec.concrete(rows), np.dtype(spec.dtype))
+
+    def write(self, array: NDArray[Any]) -> None:
+        """Copy an array in, from row 0."""
+        if self.spec.batched:
+            self._array[: len(array)] = array
+        else:
+            self._array[...] = array
+
+    def read(self, rows: int) -> NDArray[Any]:
+        """The first ``rows`` rows: a C-contiguous view of this memory, for as long as the buffer lives."""
+        return self._array[:rows] if self.spec.batched else self._array
+
+    def keep(self, rows: NDArray[np.intp]) -> None:
+        """Move the rows at these ascending indices to the front, in order."""
+        self._array[: len(rows)] = self._array[rows]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.zeros(size + ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)

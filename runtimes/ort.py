@@ -1,0 +1,245 @@
+"""ONNX Runtime. Stages read and write shared host memory; nothing is copied between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit.errors import BundleError, EdgekitError, PluginError, require
+from edgekit.interfaces import Buffer
+from edgekit.plan import SCORES, Stage
+from edgekit.runtimes.host import HostBuffer
+from edgekit.tensors import TensorSpec
+
+__all__ = ["OrtRuntime"]
+
+
+_OWN_OPTIONS = {"session.force_spinning_stop": "1"}
+"""Threads of a stage that has ended must not keep spinning on the cores that the next stage's threads need."""
+
+
+class OrtRuntime:
+    """Opens ``onnx`` artifacts in ONNX Runtime.
+
+    With several threads, ONNX Runtime cuts the sum inside a convolution elsewhere for one image than for a batch,
+    and the last bits of a row depend on its batch (seen in 1.32 with 94 channels and a 3x3 kernel on 8x8 pixels). The
+    same input must decide the same way at every batch size, so a batch then runs row by row inside each stage.
+
+    Args:
+        threads: that compute inside an operator.
+        provider: execution provider, as ``"CPUExecutionProvider"``.
+        row_by_row: run a batch one row at a time inside each stage; ``None`` means with more than one thread. With
+            one thread, convolutions, matrix products and softmax gave the same bits at every batch size;
+            sums and means over unaligned rows did not, and a network whose scores hang on those wants ``True``.
+        session_options: of ``onnxruntime.SessionOptions``, by name; a name with a dot is a session configuration
+            entry, as ``"session.intra_op.allow_spinning": "0"``; an enumeration's member may be given by its name.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        PluginError: the provider or an option does not exist here.
+    """
+
+    name = "onnxruntime"
+    target = "onnx"
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        provider: str = "CPUExecutionProvider",
+        row_by_row: bool | None = None,
+        session_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.ort = require("onnxruntime", extra="ort", purpose="Running on ONNX Runtime")
+        if provider not in self.ort.get_available_providers():
+            raise PluginError(
+                f"runtime 'onnxruntime': no provider '{provider}' here "
+                f"(available: {', '.join(self.ort.get_available_providers())})"
+            )
+        self._threads = threads
+        self._provider = provider
+        self.row_by_row = threads > 1 if row_by_row is None else row_by_row
+        self._given = {**_OWN_OPTIONS, **(session_options or {})}
+        self._options = self._make_options()
+
+    def _make_options(self) -> Any:
+        options = self.ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = self.ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        for name, value in self._given.items():
+            if "." in name:
+                options.add_session_config_entry(name, str(value))
+                continue
+            if name.startswith("_") or not hasattr(options, name) or callable(getattr(options, name)):
+                raise PluginError(f"runtime 'onnxruntime': onnxruntime.SessionOptions has no option '{name}'")
+            names = getattr(type(getattr(options, name)), "__members__", {})
+            try:
+                setattr(options, name, names.get(value, value))
+            except (TypeError, ValueError) as error:
+                raise PluginError(f"runtime 'onnxruntime': option '{name}' cannot be {value!r}") from error
+        return options
+
+    def open(self, stage: Stage, artifact: Path) -> OrtRunner:
+        """One stage. Of several files, each is read when its outputs are first bound; a single one is read now.
+
+        Raises:
+            BundleError: ONNX Runtime does not take it, or its inputs and outputs are not the stage's.
+        """
+        return OrtRunner(self, stage, artifact)
+
+    def session(self, stage: Stage, file: Path, outputs: Sequence[str]) -> Any:
+        """An ``onnxruntime.InferenceSession`` on a file that must have the stage's inputs and these outputs.
+
+        Raises:
+            BundleError: ONNX Runtime does not take it, or its inputs and outputs are others.
+        """
+        try:
+            session = self.ort.InferenceSession(str(file), self._options, providers=[self._provider])
+        except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
+            raise BundleError(
+                f"{file}: stage '{stage.name}' does not open in ONNX Runtime ({_one_line(error)}); export again"
+            ) from error
+        if session.get_providers()[0] != self._provider:
+            raise BundleError(
+                f"{file}: stage '{stage.name}' fell back from {self._provider} to {session.get_providers()[0]}; "
+                "check the provider's libraries"
+            )
+        for kind, names, found in (
+            ("input", stage.inputs, session.get_inputs()),
+            ("output", outputs, session.get_outputs()),
+        ):
+            differing = sorted(set(names) ^ {item.name for item in found})
+            if differing:
+                raise BundleError(
+                    f"{file}: {kind} '{differing[0]}' of stage '{stage.name}' is in the "
+                    f"{'plan but not the file' if differing[0] in names else 'file but not the plan'}; export again"
+                )
+        return session
+
+    def allocate(self, spec: TensorSpec, rows: int) -> HostBuffer:
+        """Host memory, which every stage binds."""
+        return HostBuffer(spec, rows)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, version, provider, threads and options."""
+        return {
+            "name": self.name,
+            "version": self.ort.__version__,
+            "provider": self._provider,
+            "threads": self._threads,
+            "row_by_row": self.row_by_row,
+            "session_options": {name: str(value) for name, value in self._given.items()},
+        }
+
+    def close(self) -> None:
+        """Holds nothing: every stage has its own session."""
+
+
+class OrtRunner:
+    """One stage. Its graph is written with and without what is optional; the smallest that serves is opened.
+
+    ONNX Runtime computes every node of a file (``RunOptions.only_execute_path_to_fetches`` has no effect in inference
+    builds), so what is not asked for must not be in it. See :mod:`edgekit.exporters.to_onnx` for the files.
+    """
+
+    def __init__(self, runtime: OrtRuntime, stage: Stage, artifact: Path) -> None:
+        self._runtime = runtime
+        self._stage = stage
+        self._variants = _variants(stage, artifact)
+        self._sessions: dict[tuple[str, ...], Any] = {}
+        if len(self._variants) == 1:
+            self._session(stage.outputs)
+
+    def bind(self, buffers: Mapping[str, Buffer], *, rows: int, outputs: Sequence[str]) -> Callable[[], None]:
+        """See :meth:`edgekit.interfaces.StageRunner.bind`.
+
+        Raises:
+            BundleError: ONNX Runtime does not take the file, or it is not the stage's.
+        """
+        session = self._session(outputs)
+        if rows == 1 or not self._runtime.row_by_row:
+            return self._bind(session, buffers, slice(0, rows), outputs)
+
+        def run() -> None:
+            # Bound anew each time: a few microseconds beside a stage, where keeping all would hold rows² bindings.
+            for row in range(rows):
+                self._bind(session, buffers, slice(row, row + 1), outputs)()
+
+        return run
+
+    def _session(self, outputs: Sequence[str]) -> Any:
+        """An open session that computes these outputs: the smallest there is, or one that is open already."""
+        wanted = set(outputs)
+        serving = [made for made in self._variants if wanted.issubset(made)]
+        if not serving:
+            raise BundleError(f"stage '{self._stage.name}': no file computes {', '.join(outputs)} together")
+        chosen = next((made for made in serving if made in self._sessions), min(serving, key=len))
+        if chosen not in self._sessions:
+            self._sessions[chosen] = self._runtime.session(self._stage, self._variants[chosen], chosen)
+        return self._sessions[chosen]
+
+    def _bind(self, session: Any, buffers: Mapping[str, Buffer], rows: slice, outputs: Sequence[str]) -> _Bound:
+        binding = session.io_binding()
+        types = {item.name: item.type for item in (*session.get_inputs(), *session.get_outputs())}
+        values = {
+            name: self._value(buffers[name], rows, types[name]) for name in (*self._stage.inputs, *outputs)
+        }
+        for name in self._stage.inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        for name in outputs:
+            binding.bind_ortvalue_output(name, values[name])
+        return _Bound(self._stage.name, session, binding, tuple(values.values()))
+
+    def _value(self, buffer: Buffer, rows: slice, expected: str) -> Any:
+        array = buffer.read(rows.stop)
+        value = self._runtime.ort.OrtValue.ortvalue_from_numpy(array[rows] if buffer.spec.batched else array)
+        name = buffer.spec.name
+        if value.data_type() != expected:
+            raise BundleError(
+                f"stage '{self._stage.name}': tensor '{name}' is {expected} in the file, "
+                f"{buffer.spec.dtype} in the plan; export again"
+            )
+        return value
+
+    def close(self) -> None:
+        """Give back the sessions; what was bound must not run any more."""
+        self._sessions.clear()
+
+
+class _Bound:
+    """A bound stage. Holds the values that it is bound to: without that, ONNX Runtime would write to freed memory."""
+
+    __slots__ = ("_binding", "_run", "_stage", "_values")
+
+    def __init__(self, stage: str, session: Any, binding: Any, values: tuple[Any, ...]) -> None:
+        self._stage = stage
+        self._run = session.run_with_iobinding
+        self._binding = binding
+        self._values = values
+
+    def __call__(self) -> None:
+        try:
+            self._run(self._binding)
+        except Exception as error:
+            raise EdgekitError(f"stage '{self._stage}' failed in ONNX Runtime ({_one_line(error)})") from error
+
+
+def _variants(stage: Stage, artifact: Path) -> dict[tuple[str, ...], Path]:
+    """The stage's files by the outputs that they compute; a file with nothing beside it computes all."""
+    beside = {name: artifact.with_suffix(f".{name}.onnx") for name in (*SCORES, "trunk")}
+    found = {name: file for name, file in beside.items() if file.is_file()}
+    if not found:
+        return {stage.outputs: artifact}
+    live, (logits, *scores) = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES) :]
+    outputs = {name: (*live, logits, score) for name, score in zip(SCORES, scores, strict=True)}
+    outputs["trunk"] = live
+    return {(*live, logits): artifact, **{outputs[name]: file for name, file in found.items()}}
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

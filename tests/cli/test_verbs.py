@@ -1,0 +1,282 @@
+"""Every verb on a real bundle of the digits network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import edgekit
+from edgekit import plugins
+from edgekit.cli import doctor
+from edgekit.cli.export import make_model
+from edgekit.zoo import digits
+
+TEST_SET = "edgekit.zoo.digits:test_set"
+CALIBRATION_SET = "edgekit.zoo.digits:calibration_set"
+
+FACTORY = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 3)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.head(x), self.last(x.relu() + 1)
+
+made = Tiny
+
+def other():
+    return 5
+
+def failing():
+    raise RuntimeError("no luck")
+"""
+
+
+@pytest.fixture
+def workshop(tmp_path, monkeypatch):
+    """A folder with a user's module in it, as the current folder."""
+    (tmp_path / "workshop_models.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "workshop_models", raising=False)
+    return tmp_path
+
+
+def test_inspect(shell, exported_digits):
+    text = shell.works("inspect", exported_digits).stdout
+    found = shell.json("inspect", exported_digits)
+    exits = [step for step in found["steps"] if "exit" in step]
+    macs = [step["macs"] for step in found["steps"] if "stage" in step]
+    assert [step["macs_so_far"] for step in exits] == list(np.cumsum(macs))
+    assert all(step["exit"] in text for step in exits)
+    assert "torch.export" in text
+    assert sum(file.stat().st_size for file in exported_digits.rglob("*") if file.is_file()) == (
+        found["size_bytes"] + (exported_digits / "manifest.json").stat().st_size
+    )
+
+
+def test_inspect_finds_a_changed_byte(shell, digits_bundle):
+    (stage, *_) = sorted(digits_bundle.glob("stages/onnx/*.onnx"))
+    content = bytearray(stage.read_bytes())
+    content[-1] ^= 1
+    stage.write_bytes(content)
+    assert stage.name in shell.fails("inspect", digits_bundle)
+
+
+def test_run_agrees_with_the_library(shell, exported_digits, tmp_path):
+    path = tmp_path / "predictions.csv"
+    found = shell.json("run", exported_digits, "--data", TEST_SET, "-o", path)
+    data = digits.test_set()
+    with edgekit.load(exported_digits) as session:
+        expected = session.run(data.batch(slice(None)))
+    assert found["predictions"] == expected.logits.argmax(1).tolist()
+    assert found["accuracy"] == pytest.approx((expected.logits.argmax(1) == data.labels).mean())
+    assert [each["rows"] for each in found["stages"]] == list(expected.executed.values())
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["prediction"]) for row in rows] == found["predictions"]
+    assert {row["exit"] for row in rows} == {found["exits"][-1]["name"]}
+    assert [row["label"] for row in rows] == [str(label) for label in data.labels]
+
+
+def test_run_without_labels_has_no_accuracy(shell, exported_digits, tmp_path):
+    np.savez(tmp_path / "some.npz", x=digits.test_set().batch(slice(5)))
+    found = shell.json("run", exported_digits, "--data", tmp_path / "some.npz", "--batch", 2)
+    assert found["accuracy"] is None
+    assert found["samples"] == 5
+    assert "–" in shell.works("run", exported_digits, "--data", tmp_path / "some.npz").stdout
+
+
+def test_calibrate_saves_a_policy_that_run_uses(shell, digits_bundle):
+    policy = shell.json("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "1%", "--minimize", "macs")
+    assert policy["provenance"]["settings"]["max_drop"] == 0.01
+    assert policy["provenance"]["guarantee"] is None
+    assert shell.json("inspect", digits_bundle)["policies"]["default"] == policy
+    found = shell.json("run", digits_bundle, "--data", CALIBRATION_SET)
+    shares = [each["share"] for each in found["exits"]]
+    assert shares == pytest.approx(policy["provenance"]["results"]["exit_shares"])
+    assert shares[0] > 0.3
+    whole = shell.json("run", digits_bundle, "--data", CALIBRATION_SET, "--policy", "default", "--batch", 1)
+    assert whole["predictions"] == found["predictions"]
+
+
+def test_calibrate_for_latency_measures_or_takes_a_profile(shell, digits_bundle, profile_file, tmp_path):
+    given = ("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--minimize", "latency")
+    policy = shell.json(*given, "--profile", profile_file, "--name", "given")
+    costs = [each["latency"]["mean_s"] for each in json.loads(profile_file.read_text())["exits"]]
+    assert policy["provenance"]["results"]["exit_costs"] == pytest.approx(costs)
+    text = " ".join(shell.works(*given, "--name", "measured").stdout.split())
+    assert "empirical" in text
+    assert "s, all to the last exit" in text
+    assert set(shell.json("inspect", digits_bundle)["policies"]) == {"given", "measured"}
+
+
+def test_profile_ends_with_the_table_and_report_with_its_path(shell, exported_digits, profile_file, tmp_path):
+    text = shell.works(
+        "profile", exported_digits, "--data", TEST_SET, "--seconds", "0.1", "-o", tmp_path / "again.json"
+    ).stdout
+    assert "median" in text
+    html, table = tmp_path / "report.html", tmp_path / "report.csv"
+    last = shell.works("report", profile_file, "-o", html, "--csv", table).stdout.splitlines()[-1]
+    assert last == f"report: {html}"
+    assert html.read_text().lstrip().lower().startswith("<!doctype html>")
+    assert len(table.read_text().splitlines()) == 5
+    assert shell.json("report", profile_file, "-o", html) == {"html": str(html), "csv": None}
+
+
+def test_profile_json_has_no_raw_samples(shell, exported_digits, tmp_path):
+    path = tmp_path / "profile.json"
+    found = shell.json("profile", exported_digits, "--data", TEST_SET, "--seconds", "0.1", "-o", path)
+    saved = json.loads(path.read_text())
+    assert len(saved["stream"]["latency_ns"]) == found["stream"]["latency"]["samples"]
+    assert "latency_ns" not in found["stream"]
+    assert all("latency_ns" not in each for each in found["exits"])
+
+
+def test_compare(shell, profile_file):
+    found = shell.json("compare", profile_file, profile_file)
+    (pair,) = found["pairs"]
+    assert [each["name"] for each in pair["differences"]] == ["exit1", "exit2", "exit3", "stream"]
+    assert "no clear difference" in shell.works("compare", profile_file, profile_file).stdout
+
+
+def test_one_profile_is_no_comparison(shell, profile_file):
+    assert "two profiles or more" in shell.fails("compare", profile_file)
+
+
+def test_doctor(shell):
+    found = shell.json("doctor")
+    assert found["runtimes"]["onnxruntime"]["works"]
+    assert found["runtimes"]["fake"]["says"].startswith("made in Python")
+    assert found["targets"]["onnx"]["works"]
+    assert set(found["extras"]) >= {"export", "ort", "report"}
+    assert "rapl" in shell.works("doctor").stdout
+
+
+def test_doctor_lists_a_broken_plugin_and_a_missing_extra(shell, monkeypatch):
+    found = plugins._found
+    broken = {
+        "lost": EntryPoint("lost", "edgekit.nowhere:Lost", "edgekit.meters"),
+        "angry": EntryPoint("angry", "tests_angry_meter:Angry", "edgekit.meters"),
+    }
+    monkeypatch.setattr(plugins, "_found", lambda kind: found(kind) | (broken if kind == "meters" else {}))
+    angry = type("Angry", (), {"__init__": lambda self: 1 / 0})
+    monkeypatch.setitem(sys.modules, "tests_angry_meter", type("M", (), {"Angry": angry}))
+    monkeypatch.setattr(doctor, "_installed", lambda package: package != "onnxruntime")
+    report = shell.json("doctor")
+    assert "cannot be loaded" in report["meters"]["lost"]["says"]
+    assert "ZeroDivisionError" in report["meters"]["angry"]["says"]
+    assert report["extras"]["ort"] == {
+        "works": False,
+        "missing": ["onnxruntime"],
+        "install": "pip install 'edgekit[ort]'",
+    }
+    assert "pip install 'edgekit[ort]'" in shell.works("doctor").stdout
+
+
+def test_zoo_list(shell):
+    networks = {each["name"]: each for each in shell.json("zoo", "list")["networks"]}
+    assert networks["msdnet-digits"]["trained"]
+    assert networks["msdnet-cifar10"]["exits"] == 5
+    assert "msdnet-digits" in shell.works("zoo", "list").stdout
+
+
+def test_zoo_export_refuses_to_overwrite(shell, tmp_path):
+    path = tmp_path / "net.edgekit"
+    found = shell.json("zoo", "export", "msdnet-digits", "-o", path, "--packed")
+    assert path.is_file()
+    assert found["classes"] == list(digits.CLASSES)
+    assert "exists already" in shell.fails("zoo", "export", "msdnet-digits", "-o", path)
+
+
+def test_export_of_a_users_module(shell, workshop):
+    found = shell.json("export", "workshop_models:made", "--input", "1x6", "-o", "net.edgekit", "--name", "tiny")
+    assert found["name"] == "tiny"
+    assert sum("exit" in step for step in found["steps"]) == 2
+    model = make_model("workshop_models:made")
+    save_file(model.state_dict(), "w.safetensors")
+    arguments = ("export", "workshop_models:made", "--input", "1x6", "-o", "loaded.edgekit")
+    shell.works(*arguments, "--weights", "w.safetensors")
+    x = np.ones((1, 6), np.float32)
+    with edgekit.load("loaded.edgekit") as session:
+        expected = model(torch.from_numpy(x))[1].detach().numpy()
+        np.testing.assert_allclose(session.run(x).logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda state: {k: v for k, v in state.items() if k != "head.bias"}, "lacks 'head.bias'"),
+        (lambda state: state | {"extra": state["head.bias"].clone()}, "holds 'extra'"),
+        (lambda state: state | {"head.bias": state["head.bias"][:2].clone()}, "'head.bias' has shape"),
+    ],
+)
+def test_export_of_weights_that_do_not_fit(change, match, shell, workshop):
+    save_file(change(make_model("workshop_models:made").state_dict()), "w.safetensors")
+    line = shell.fails(
+        "export", "workshop_models:made", "--input", "1x6", "-o", "n.edgekit", "--weights", "w.safetensors"
+    )
+    assert match in line
+    assert sorted(path.name for path in workshop.iterdir() if path.name != "__pycache__") == [
+        "w.safetensors",
+        "workshop_models.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("factory", "match"),
+    [
+        ("workshop_models", "package.module:factory"),
+        ("workshop_nowhere:made", "ModuleNotFoundError"),
+        ("workshop_models:nothing", "AttributeError"),
+        ("workshop_models:other", "made a int"),
+        ("workshop_models:failing", "RuntimeError: no luck (workshop_models.py, line "),
+    ],
+)
+def test_bad_factory(factory, match, shell, workshop):
+    assert match in shell.fails("export", factory, "--input", "1x6", "-o", "net.edgekit")
+    assert not (workshop / "net.edgekit").exists()
+
+
+def test_errors_are_one_line(shell, exported_digits, tmp_path):
+    (tmp_path / "bad.json").write_text("{}")
+    assert "no such bundle" in shell.fails("inspect", tmp_path / "none.edgekit")
+    assert "no such file" in shell.fails("run", exported_digits, "--data", tmp_path / "none.npz")
+    assert "has no policy 'x'" in shell.fails("run", exported_digits, "--data", TEST_SET, "--policy", "x")
+    assert "--max-drop lots" in shell.fails("calibrate", exported_digits, "--data", TEST_SET, "--max-drop", "lots")
+    assert "not a profile" in shell.fails("report", tmp_path / "bad.json", "-o", tmp_path / "r.html")
+    assert "no runtime is called" in shell.fails("run", exported_digits, "--data", TEST_SET, "--runtime", "abacus")
+    assert "no network 'x'" in shell.fails("zoo", "export", "x", "-o", tmp_path / "x.edgekit")
+
+
+def test_data_of_other_classes_is_refused(shell, exported_digits, tmp_path):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "images" / name / "0.png")
+    assert "knows no class 'cat'" in shell.fails("run", exported_digits, "--data", tmp_path / "images")
+
+
+def test_interrupted_profile_writes_nothing(shell, exported_digits, tmp_path, monkeypatch):
+    def interrupt(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgekit.profiles.profile", interrupt)
+    line = shell.fails("profile", exported_digits, "--data", TEST_SET, "-o", tmp_path / "p.json", code=130)
+    assert "interrupted" in line
+    assert list(tmp_path.iterdir()) == []

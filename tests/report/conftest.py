@@ -1,0 +1,192 @@
+"""Synthetic profiles that look like real ones: gamma-shaped latencies with a tail, made from a seed."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgekit.environment import Environment
+from edgekit.records import Closure, Energy, ExitProfile, LatencySummary, Profile, StreamProfile
+
+MEANS_S = (0.9e-3, 1.6e-3, 2.4e-3, 3.3e-3, 4.4e-3)
+ACCURACIES = (0.642, 0.731, 0.778, 0.805, 0.817)
+SHARES = (0.46, 0.22, 0.14, 0.08, 0.10)
+NO_METER = "no power sensor found (/sys/class/powercap is missing: a virtual machine); try a replay meter"
+
+
+def summary(taken_ns):
+    """Plain numpy, independent of the profiler."""
+    x = np.asarray(taken_ns, float) / 1e9
+    half = 1.96 * x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else 0.0
+    return LatencySummary(
+        samples=len(x),
+        min_s=float(x.min()),
+        median_s=float(np.median(x)),
+        mean_s=float(x.mean()),
+        sd_s=float(x.std(ddof=1)) if len(x) > 1 else 0.0,
+        p90_s=float(np.quantile(x, 0.9)) if len(x) >= 64 else None,
+        p99_s=float(np.quantile(x, 0.99)) if len(x) >= 662 else None,
+        median_low_s=float(np.median(x) - 1.2 * half),
+        median_high_s=float(np.median(x) + 1.2 * half),
+        mean_low_s=float(x.mean() - half),
+        mean_high_s=float(x.mean() + half),
+        confidence=0.95,
+        outliers=int((x > np.quantile(x, 0.75) + 3 * (np.quantile(x, 0.75) - np.quantile(x, 0.25))).sum()),
+    )
+
+
+def latencies(random, mean_s, samples):
+    base = mean_s * (0.94 + random.gamma(3.0, 0.02, samples))
+    spikes = random.random(samples) < 0.01
+    return np.where(spikes, base * random.uniform(1.5, 2.5, samples), base) * 1e9
+
+
+def energy(joules):
+    if joules is None:
+        return Energy(reason=NO_METER, meter="rapl")
+    return Energy(
+        gross_j=joules,
+        net_j=joules * 0.6,
+        quantity="counter",
+        scope="package-0: the whole socket",
+        meter="rapl",
+        window_s=10.0,
+        inferences=4000,
+    )
+
+
+def environment(**changes):
+    fields = {
+        "taken": "2026-11-20T10:00:00+00:00",
+        "host": "bench-01",
+        "system": "Linux 6.1.0-28-amd64",
+        "machine": "x86_64",
+        "processor": "Intel(R) Core(TM) i5-1240P",
+        "cores": 4,
+        "affinity": (0, 1, 2, 3),
+        "memory_bytes": 8 * 2**30,
+        "governors": {f"cpu{index}": "powersave" for index in range(4)},
+        "frequencies_hz": {"cpu0": 1.4e9, "cpu1": 3.2e9},
+        "frequency_limits_hz": (4e8, 4.4e9),
+        "temperatures_c": {"x86_pkg_temp": 51.0, "acpitz": 44.0},
+        "load": 0.31,
+        "busy": 0.02,
+        "versions": {"python": "3.11.2", "edgekit": "0.1.0", "onnxruntime": "1.32.0", "numpy": "2.4.6"},
+        "unavailable": {"container": "nothing says that this is one"},
+    }
+    return Environment(**(fields | changes))
+
+
+def make_profile(
+    *, seed=0, samples=700, exits=5, labelled=True, joules=None, slower=1.0, scripted=None, warnings=(), **changes
+):
+    random = np.random.default_rng(seed)
+    means = [mean * slower for mean in MEANS_S[:exits]]
+    shares = np.asarray(SHARES[:exits]) / sum(SHARES[:exits])
+    taken = [tuple(int(value) for value in latencies(random, mean, samples)) for mean in means]
+    chosen = random.choice(exits, size=samples, p=shares)
+    stream_ns = tuple(int(latencies(random, means[index], 1)[0]) for index in chosen)
+    found = [float((chosen == index).mean()) for index in range(exits)]
+    items = tuple(
+        ExitProfile(
+            name=f"exit{index + 1}",
+            macs=int(4.9e6 * (index + 1) ** 1.3),
+            accuracy=ACCURACIES[index] if labelled else None,
+            share=found[index],
+            share_accuracy=0.93 - 0.06 * index if labelled else None,
+            latency_ns=taken[index],
+            latency=summary(taken[index]),
+            energy=energy(None if joules is None else joules * (index + 1)),
+        )
+        for index in range(exits)
+    )
+    stream = StreamProfile(
+        accuracy=0.811 if labelled else None,
+        exits=tuple(int(index) for index in chosen),
+        latency_ns=stream_ns,
+        latency=summary(stream_ns),
+        energy=energy(None if joules is None else joules * 2.1),
+    )
+    predicted = sum(share * item.latency.mean_s for share, item in zip(found, items, strict=True))
+    fields = {
+        "created": "2026-11-20T10:04:12+00:00",
+        "network": "msdnet-cifar10",
+        "plan": "3f9a1c0de55b" + "0" * 52,
+        "artifacts": {f"stages/onnx/block{index}.onnx": f"{index}" * 64 for index in range(exits)},
+        "runtime": {
+            "name": "onnxruntime",
+            "version": "1.32.0",
+            "device": "CPU",
+            "threads": 1,
+            "options": {"arena": True},
+        },
+        "policy": {
+            "name": "default",
+            "score": "max_prob",
+            "comparator": ">=",
+            "thresholds": [0.93, 0.9, 0.88, None][: exits - 1],
+            "temperatures": [1.4, 1.3, 1.2, 1.1, 1.05][:exits],
+            "provenance": {
+                "method": "thresholds within max_drop at least mean cost, on the calibration set",
+                "guarantee": None,
+                "data": "cifar10/calibration.npz",
+                "samples": 5000,
+                "runtime": "onnxruntime 1.32.0",
+                "settings": {"max_drop": 0.01, "minimize": "latency"},
+            },
+        },
+        "data": "cifar10/test.npz",
+        "data_sha256": "c0ffee" + "0" * 58,
+        "samples": samples,
+        "settings": {"warmup_s": 0.2, "rounds": samples, "seed": seed, "interleaved": True},
+        "exits": items,
+        "stream": stream,
+        "closure": Closure(predicted_s=predicted, measured_s=stream.latency.mean_s),
+        "energy_closure": None if joules is None else Closure(predicted_s=joules * 2, measured_s=joules * 2.1),
+        "load_s": 0.0812,
+        "first_run_s": 0.0063,
+        "peak_rss_bytes": 141 * 2**20,
+        "before": environment(),
+        "after": environment(temperatures_c={"x86_pkg_temp": 63.5, "acpitz": 45.0}, load=0.92, busy=0.04),
+        "warnings": tuple(warnings),
+        "scripted": scripted,
+    }
+    return Profile(**(fields | changes))
+
+
+@pytest.fixture(scope="session")
+def profile():
+    return make_profile(warnings=("governor is 'powersave', not 'performance': clocks may vary",))
+
+
+@pytest.fixture(scope="session")
+def with_energy():
+    return make_profile(seed=3, joules=2.3e-3)
+
+
+@pytest.fixture(scope="session")
+def unlabelled():
+    return make_profile(labelled=False)
+
+
+@pytest.fixture(scope="session")
+def one_exit():
+    return make_profile(exits=1, samples=50)
+
+
+@pytest.fixture(scope="session")
+def scripted():
+    return make_profile(scripted="runtime 'fake' answers from a script; its latencies mean nothing")
+
+
+@pytest.fixture(scope="session")
+def damaged_names(profile):
+    """Names that are markup, script, templates and formulas."""
+    nasty = "</script><img src=x onerror=alert(1)><b>{{ 7*7 }}%{x}"
+    # The first is short enough to stand in the charts in full.
+    names = ["<b>{{7*7}}</b>", nasty]
+    renamed = [msgspec.structs.replace(item, name=name) for item, name in zip(profile.exits, names, strict=False)]
+    return msgspec.structs.replace(
+        profile, exits=(*renamed, *profile.exits[2:]), network=nasty, warnings=(nasty,), runtime={"name": nasty}
+    )

@@ -1,0 +1,105 @@
+"""The report in headless Chromium: no message on the console, nothing fetched, every chart drawn."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from edgekit.report import write_html
+
+pytest.importorskip("plotly", reason="the report extra is not installed")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (Debian: make browser)"),
+]
+
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--virtual-time-budget=10000",
+    "--dump-dom",
+]
+
+
+def opened(page, folder, *options):
+    """The page after its scripts have run, and what it said on the console.
+
+    Whatever the page tries to fetch is refused by its own Content-Security-Policy, which says so on the console.
+    """
+    command = [CHROMIUM, *QUIET, *options, f"--user-data-dir={folder}", page.resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True)
+    console = [line.split("CONSOLE", 1)[1] for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return done.stdout, console
+
+
+def drawn(dom):
+    """Charts drawn, curves, points and bars, in the page."""
+    return {
+        "figures": int((re.search(r'data-plots="(\d+)"', dom) or [0, 0])[1]),
+        "scatter": len(re.findall(r'<g class="trace scatter', dom)),
+        "bars": len(re.findall(r'<g class="trace bars', dom)),
+        "bar": len(re.findall(r'<g class="point"', dom)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["profile"], {"figures": 3, "scatter": 2 + 6, "bars": 1, "bar": 5}),
+        (["with_energy"], {"figures": 4, "scatter": 2 + 6, "bars": 2, "bar": 5 + 6}),
+        (["unlabelled"], {"figures": 3, "scatter": 2 + 6, "bars": 1, "bar": 5}),
+        (["one_exit"], {"figures": 3, "scatter": 2 + 2, "bars": 1, "bar": 1}),
+        (["damaged_names"], {"figures": 3, "scatter": 2 + 6, "bars": 1, "bar": 5}),
+        (["profile", "with_energy", "scripted"], {"figures": 8, "scatter": 6 + 18, "bars": 4, "bar": 15 + 6}),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, list) else "",
+)
+def test_every_chart_is_drawn_and_the_console_is_silent(names, expected, request, tmp_path):
+    profiles = [request.getfixturevalue(name) for name in names]
+    dom, console = opened(write_html(profiles, tmp_path / "r.html"), tmp_path / "user")
+    assert console == []
+    assert drawn(dom) == expected
+    assert 'class="main-svg"' in dom
+    assert ">exit1</text>" in dom or "damaged_names" in names
+    # A name with markup in it makes no element, not even inside a chart.
+    assert "<img" not in re.sub(r"<script.*?</script>", "", dom, flags=re.S)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--blink-settings=preferredColorScheme=0"], ["--window-size=420,900"]],
+    ids=["dark", "narrow"],
+)
+def test_other_screens(options, with_energy, tmp_path):
+    dom, console = opened(write_html([with_energy], tmp_path / "r.html"), tmp_path / "user", *options)
+    assert console == []
+    assert drawn(dom)["figures"] == 4
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ('<script>throw new Error("boom")</script>', "Uncaught Error: boom"),
+        ('<img src="https://example.invalid/x.png">', "violates the following Content Security Policy"),
+        ('<script>fetch("https://example.invalid/").catch(() => {})</script>', "Content Security Policy"),
+    ],
+    ids=["error", "image", "fetch"],
+)
+def test_this_harness_notices(harm, said, profile, tmp_path):
+    path = write_html([profile], tmp_path / "r.html")
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", harm + "</body>"), encoding="utf-8")
+    _, console = opened(path, tmp_path / "user")
+    assert any(said in line for line in console)

@@ -1,0 +1,87 @@
+"""Terminal output: complete, and no wider than 100 columns."""
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from edgekit.report import compare, print_comparison, print_profile
+
+
+def printed(show, what, *, width=100):
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    show(what, console=console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    return text
+
+
+def words(text):
+    return " ".join(text.split())
+
+
+def test_profile(profile):
+    text = printed(print_profile, profile)
+    for heading in ("exit", "share", "accuracy", "MACs", "median [ms]", "95 % CI", "p90", "p99"):
+        assert heading in text
+    rows = [line.split()[0] for line in text.splitlines() if line.startswith((" exit", " stream"))]
+    assert rows == ["exit", "exit1", "exit2", "exit3", "exit4", "exit5", "stream"]
+    assert f"= {profile.closure.ratio:.3f}" in text
+    assert f"energy unavailable: {profile.stream.energy.reason}" in words(text)
+    assert "guarantee: none: empirical" in text
+    assert "warning governor is 'powersave', not 'performance': clocks may vary" in words(text)
+    assert "…" not in text
+
+
+def test_energy_column(with_energy):
+    text = printed(print_profile, with_energy)
+    assert "energy [mJ]" in text
+    assert "11.50" in text
+    assert "unavailable" not in text
+    assert "…" not in text
+
+
+def test_scripted_banner(scripted):
+    assert "Not a real measurement: runtime 'fake' answers from a script" in words(printed(print_profile, scripted))
+
+
+def test_missing_figures(unlabelled, one_exit):
+    assert "accuracy unavailable: the data has no labels" in printed(print_profile, unlabelled)
+    assert "p99 –: needs 662 samples; the shortest row has 50" in printed(print_profile, one_exit)
+
+
+def test_names_are_no_markup(profile):
+    odd = "[red]b[/red] [/]"
+    renamed = msgspec.structs.replace(
+        profile, network=odd, warnings=(odd,), exits=(msgspec.structs.replace(profile.exits[0], name=odd),)
+    )
+    renamed = msgspec.structs.replace(renamed, stream=msgspec.structs.replace(profile.stream, exits=(0,)))
+    assert printed(print_profile, renamed).count(odd) == 3
+
+
+@pytest.mark.parametrize("width", [100, 80, 60])
+def test_long_names_and_narrow_terminals(with_energy, width):
+    exits = tuple(
+        msgspec.structs.replace(item, name=f"module.backbone.layer{index}.exit_heads.{index}.classifier")
+        for index, item in enumerate(with_energy.exits)
+    )
+    text = printed(print_profile, msgspec.structs.replace(with_energy, exits=exits), width=width)
+    table = text[: text.index("speed-up")]
+    for item in exits:
+        assert f"{item.latency.median_s * 1e3:.3f}" in table
+        assert f"{item.energy.gross_j * 1e3:.3f}"[:5] in table
+    assert "layer4" in table
+    assert ("left out, the terminal is" in words(text)) == (width < 100)
+    assert not [line for line in table.splitlines() if line.rstrip().endswith("…")]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_comparison(profile, with_energy, count):
+    other = msgspec.structs.replace(with_energy, runtime={"name": "litert", "version": "2.1"})
+    profiles = [profile, other, msgspec.structs.replace(other, runtime={"name": "tensorrt"})][:count]
+    text = printed(print_comparison, compare(profiles))
+    assert "against msdnet-cifar10 · onnxruntime" in text
+    assert "runtime name" in text
+    assert text.count("95 % CI") == 6 * (count - 1)
+    assert "…" not in text
