@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
-import numpy as np
 
 from edgekit.plan import Plan
 
@@ -21,9 +21,8 @@ def nested_if(plan: Plan, stages: Mapping[str, ModelProto]) -> ModelProto:
     Returns:
         Inputs: the network's, and ``thresholds (exits,) float32``; output: ``logits (1, classes) float32``.
     """
-    initializers: list[TensorProto] = []
-    for step in plan.exits:
-        initializers.append(numpy_helper.from_array(np.ones((), dtype=np.float32), step.temperature))
+    one = np.ones((), dtype=np.float32)
+    initializers = [numpy_helper.from_array(one, step.temperature) for step in plan.exits]
     nodes = _branch(plan, stages, 0, initializers, output="logits")
     spec = plan.inputs[0]
     inputs = [

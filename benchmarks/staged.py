@@ -106,7 +106,8 @@ class Bound:
         self.feeds = {name: array.copy() for name, array in feeds.items()}
         names = [item.name for item in self.session.get_outputs()]
         self.results = [np.zeros(outputs.get(name, (1, 10)), dtype=np.float32) for name in names]
-        self.values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in (*self.feeds.values(), *self.results)]
+        arrays = (*self.feeds.values(), *self.results)
+        self.values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
         for name, value in zip(self.feeds, self.values, strict=False):
             self.binding.bind_ortvalue_input(name, value)
         for name, value in zip(names, self.values[len(self.feeds):], strict=True):
@@ -135,10 +136,15 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], *, rounds: int, seed: in
     return {name: statistics.median(values) / 1e9 for name, values in samples.items()}
 
 
-def forced(bundle: edgekit.Bundle, network: nn.Module, x: np.ndarray, folder: Path, *, rounds: int) -> list[dict[str, Any]]:
+def forced(
+    bundle: edgekit.Bundle, network: nn.Module, x: np.ndarray, folder: Path, *, rounds: int
+) -> list[dict[str, Any]]:
     """Each exit against the four ways."""
     session = edgekit.load(bundle, threads=1, policy=edgekit.Policy.never(len(bundle.plan.exits)))
-    stages = {s.name: onnx.load(bundle.artifact("onnx", s.name)) for s in bundle.plan.stages}
+    stages = {
+        stage.name: onnx.load(bundle.artifact("onnx", stage.name).with_suffix(".max_prob.onnx"))
+        for stage in bundle.plan.stages
+    }
     branching = nested_if(bundle.plan, stages).SerializeToString()
     tensor = torch.from_numpy(x)
     rows = []

@@ -117,11 +117,12 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     Raises:
         MissingExtraError: it is not installed; the message is the install line.
     """
+    library = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+        if error.name is None or error.name.partition(".")[0] != library:
             raise
         raise MissingExtraError(
-            f"{purpose} needs {module.split('.')[0]}, which is not installed: pip install 'edgekit[{extra}]'"
+            f"{purpose} needs {library}, which is not installed: pip install 'edgekit[{extra}]'"
         ) from error

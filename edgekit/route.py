@@ -51,7 +51,9 @@ def hops(plan: Plan, score: str, deciding: Mapping[int, float]) -> tuple[Hop, ..
     for position, step in enumerate(plan.steps):
         if isinstance(step, Run):
             outputs = plan.stage(step.stage).outputs
-            stages.append((step.stage, tuple(name for name in outputs if name in needed)))
+            asked = tuple(name for name in outputs if name in needed)
+            if asked:  # nothing is asked of a mere head whose exit is never taken
+                stages.append((step.stage, asked))
             made.update(outputs)
             continue
         index += 1

@@ -8,12 +8,10 @@ Both compare the same float32 score with the same float32 threshold.
 from __future__ import annotations
 
 import math
-import operator
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,8 +39,7 @@ Arrays = list[NDArray[Any]]
 _NAN = np.float32(np.nan)
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(msgspec.Struct, frozen=True, eq=False):
     """Answers of one run, rows in the order of the inputs. Owns its memory.
 
     Attributes:
@@ -58,15 +55,18 @@ class Result:
     executed: dict[str, int]
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """A hop bound to one row, with the result's account of stages when it is the last."""
+class _Bound(msgspec.Struct, frozen=True, eq=False):
+    """A hop bound to one row, with the result's account of stages when it is the last.
+
+    Every Python instruction counts here: a stage leaves the processor's caches cold, and the interpreter with them.
+    """
 
     runs: tuple[Callable[[], None], ...]
-    exit: int
-    logits: Buffer
-    score: Buffer
-    threshold: np.float32
+    logits: Callable[[int], NDArray[Any]]
+    score: Callable[[int], NDArray[Any]]
+    threshold: float
+    last: bool
+    exit: NDArray[np.int64]
     executed: dict[str, int]
 
 
@@ -101,6 +101,7 @@ class Session:
         self._policy = policy or Policy.never(len(plan.exits))
         self._policy.require_fits(plan)
         self._specs, self._one_by_one = _row_specs(plan)
+        self._row = (self._specs[0].concrete(1), np.dtype(self._specs[0].dtype)) if len(self._specs) == 1 else None
         self._rows = 0
         self._bindings: OrderedDict[tuple[str, int, tuple[str, ...]], Callable[[], None]] = OrderedDict()
         self._routes: dict[int | None, tuple[Hop, ...]] = {}
@@ -223,7 +224,6 @@ class Session:
         policy.require_fits(self._plan)
         self._require_open()
         self._policy = policy
-        self._leaves = operator.ge if policy.comparator == ">=" else operator.gt
         for step, temperature in zip(self._plan.exits, policy.temperatures, strict=True):
             self._buffers[step.temperature].write(np.array(temperature, dtype=np.float32))
         self._routes.clear()
@@ -240,13 +240,16 @@ class Session:
         Raises:
             InputError: inputs that do not fit the plan, an empty batch, or no such exit.
         """
+        bound = self._bound.get(exit)
+        if bound is not None and type(inputs) is np.ndarray and (inputs.shape, inputs.dtype) == self._row:
+            # One sample of the only input, and all is bound: what a stream gives, time after time.
+            self._buffers[self._specs[0].name].write(inputs)
+            return self._run_row(bound)
         if exit is not None and not 0 <= exit < len(self._plan.exits):
             raise InputError(f"exit {exit} does not exist; the network has exits 0 to {len(self._plan.exits) - 1}")
         arrays, rows = self._accept(inputs)
-        if rows == 1:
-            return self._run_row(arrays, exit)
-        if self._one_by_one:
-            return _joined([self._run_row([array[row : row + 1] for array in arrays], exit) for row in range(rows)])
+        if rows == 1 or self._one_by_one:
+            return _joined([self._write_row(arrays, row, exit) for row in range(rows)])
         return self._run_rows(arrays, rows, exit)
 
     def run_exits(self, inputs: Any) -> tuple[NDArray[np.float32], ...]:
@@ -290,22 +293,22 @@ class Session:
         self._bindings.clear()
         self._bound.clear()
 
-    def _run_row(self, arrays: Arrays, exit: int | None) -> Result:  # noqa: A002
-        self._write(arrays, 1)
-        bound = self._bound.get(exit) or self._flat(exit)
-        last = bound[-1]
-        leaves = self._leaves
+    def _write_row(self, arrays: Arrays, row: int, exit: int | None) -> Result:  # noqa: A002
+        self._write([array[row : row + 1] for array in arrays], 1)
+        return self._run_row(self._bound.get(exit) or self._flat(exit))
+
+    def _run_row(self, bound: tuple[_Bound, ...]) -> Result:
         for hop in bound:
             for run in hop.runs:
                 run()
-            score = hop.score.read(1)
-            if hop is last:
+            if hop.last or (hop.score(1).item() >= hop.threshold and _is_finite(hop.logits(1)[0])):
                 break
-            if leaves(score[0], hop.threshold) and not _poisoned(hop.logits.read(1))[0]:
-                break
-        logits = hop.logits.read(1).copy()
-        score = np.where(_poisoned(logits), _NAN, score)
-        return Result(logits, np.array([hop.exit], dtype=np.int64), score, hop.executed.copy())
+        self._has_run = True
+        logits = hop.logits(1).copy()
+        score = hop.score(1).copy()
+        if not _is_finite(logits[0]):
+            score[0] = np.nan
+        return Result(logits, hop.exit.copy(), score, hop.executed.copy())
 
     def _run_rows(self, arrays: Arrays, rows: int, exit: int | None) -> Result:  # noqa: A002
         self._write(arrays, rows)
@@ -323,8 +326,8 @@ class Session:
                 self._binding(stage, count, outputs)()
                 result.executed[stage] += count
             logits = self._buffers[hop.logits].read(count)
-            score = np.where(_poisoned(logits), _NAN, self._buffers[hop.score].read(count))
-            done = np.ones(count, dtype=np.bool_) if hop is route[-1] else self._leaves(score, hop.threshold)
+            score = np.where(np.isfinite(logits).all(axis=1), self._buffers[hop.score].read(count), _NAN)
+            done = np.ones(count, dtype=np.bool_) if hop is route[-1] else score >= hop.threshold
             leaving = remaining[done]
             result.logits[leaving] = logits[done]
             result.exit[leaving] = hop.exit
@@ -365,16 +368,18 @@ class Session:
         """The route of one row, bound."""
         executed = dict.fromkeys(self._runners, 0)
         bound = []
-        for hop in self._route(exit):
+        route = self._route(exit)
+        for hop in route:
             for stage, _ in hop.stages:
                 executed[stage] += 1
             bound.append(
                 _Bound(
                     runs=tuple(self._binding(stage, 1, outputs) for stage, outputs in hop.stages),
-                    exit=hop.exit,
-                    logits=self._buffers[hop.logits],
-                    score=self._buffers[hop.score],
-                    threshold=hop.threshold,
+                    logits=self._buffers[hop.logits].read,
+                    score=self._buffers[hop.score].read,
+                    threshold=float(hop.threshold),
+                    last=hop is route[-1],
+                    exit=np.array([hop.exit], dtype=np.int64),
                     executed=executed.copy(),
                 )
             )
@@ -392,6 +397,8 @@ class Session:
             thresholds = dict(enumerate(self._policy.thresholds))
             if exit is None:
                 deciding = {index: value for index, value in thresholds.items() if value != math.inf}
+                if self._policy.comparator == ">":  # the next number up turns it into ">="
+                    deciding = {index: np.nextafter(np.float32(v), np.float32(np.inf)) for index, v in deciding.items()}
                 deciding[last] = math.nan
             else:
                 deciding = dict.fromkeys(range(exit + 1), math.nan)
@@ -399,9 +406,12 @@ class Session:
         return self._routes[exit]
 
 
-def _poisoned(logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Rows with a NaN or an infinity among their logits. Kernels may drop a NaN on the way to the score."""
-    return ~np.isfinite(logits).all(axis=1)
+def _is_finite(logits: NDArray[np.float32]) -> bool:
+    """Whether one row's logits are all finite. Kernels may drop a NaN on the way to the score.
+
+    In one call: a product with zeros is zero, or NaN as soon as one factor is infinite or NaN.
+    """
+    return bool(logits.dot(np.zeros_like(logits)) == 0.0)
 
 
 def _row_specs(plan: Plan) -> tuple[tuple[TensorSpec, ...], bool]:
@@ -422,6 +432,8 @@ def _row_specs(plan: Plan) -> tuple[tuple[TensorSpec, ...], bool]:
 
 
 def _joined(results: Sequence[Result]) -> Result:
+    if len(results) == 1:
+        return results[0]
     return Result(
         np.concatenate([result.logits for result in results]),
         np.concatenate([result.exit for result in results]),

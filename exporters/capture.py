@@ -10,14 +10,10 @@ from __future__ import annotations
 import inspect
 import io
 import logging
-import re
-import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +23,15 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from edgekit.errors import CaptureError
+from edgekit.exporters.graph import (
+    drop_same_size,
+    keep_batch,
+    refuse_control_flow,
+    refuse_random,
+    refuse_state,
+    refuse_values,
+)
+from edgekit.exporters.source import reason
 from edgekit.tensors import BATCH
 
 __all__ = ["Attempt", "Captured", "Output", "capture"]
@@ -120,7 +125,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
             try:
                 program = _export(model, *example, strict=strict, dynamic=batch == BATCH)
             except Exception as error:  # torch.export raises whatever the model or the tracer raised
-                attempts.append(Attempt(route, _reason(error)))
+                attempts.append(Attempt(route, reason(error)))
                 continue
             return _captured(program, reference, example, batch=batch, route=route, attempts=attempts)
     if len(failures) == 2:
@@ -186,10 +191,10 @@ def _captured(
 ) -> Captured:
     signature = program.graph_signature
     by_name = {node.name: node for node in program.graph.nodes}
-    _refuse_control_flow(program)
-    _refuse_random(program)
-    _keep_batch(program)
-    _drop_same_size(program)
+    refuse_control_flow(program)
+    refuse_random(program)
+    keep_batch(program)
+    drop_same_size(program)
     used_names = {str(name) for name in signature.user_inputs}
     inputs = tuple(node for node in program.graph.nodes if node.op == "placeholder" and node.name in used_names)
     tensors = tuple(leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))
@@ -201,8 +206,8 @@ def _captured(
         for (path, leaf), name in zip(paths, names, strict=True)
         if isinstance(leaf, Tensor) and name is not None
     )
-    _refuse_state(program, [output.node for output in outputs])
-    _refuse_values(inputs, [output.node for output in outputs])
+    refuse_state(program, [output.node for output in outputs])
+    refuse_values(inputs, [output.node for output in outputs])
     notes = []
     if batch != BATCH:
         notes.append("the model bakes the batch into a shape: stages take one sample at a time")
@@ -234,9 +239,7 @@ def _require_evaluation_mode(model: nn.Module) -> None:
         raise CaptureError(f"{what} is in training mode: call model.eval() before export")
 
 
-def _bound(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _bound(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The example in the order of the forward's parameters."""
     try:
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
@@ -284,7 +287,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     except Exception as error:
         rows = next(len(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         samples = "one sample" if rows == 1 else f"{rows} samples"
-        raise _ForwardError(f"{type(model).__name__} fails on {samples} like the example: {_reason(error)}") from error
+        raise _ForwardError(f"{type(model).__name__} fails on {samples} like the example: {reason(error)}") from error
 
 
 def _require_known(model: nn.Module, returned: Any) -> None:
@@ -304,140 +307,6 @@ def _require_deterministic(first: Any, second: Any) -> None:
                 f"output '{_path(path)}' differs between two runs on the same input: the model samples at random or "
                 "keeps state in evaluation mode; replace sampling by its mean before export"
             )
-
-
-def _refuse_control_flow(program: ExportedProgram) -> None:
-    for node in program.graph.nodes:
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            raise CaptureError(
-                f"the model branches inside the graph with {node.target}{_where(node)}: edgekit takes models that return "
-                "the logits of all their exits, gates are not taken yet"
-            )
-
-
-def _refuse_random(program: ExportedProgram) -> None:
-    for node in program.graph.nodes:
-        if node.op == "call_function" and _samples(node):
-            raise CaptureError(
-                f"the model samples at random in evaluation mode with {node.target}{_where(node)}: "
-                "replace it by its mean before export"
-            )
-
-
-def _samples(node: Node) -> bool:
-    """Whether an operator draws random numbers. Attention and recurrent ones do with dropout only."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    training = given.get("train", given.get("training", True))
-    rate = given.get("dropout_p", given.get("dropout", 0.0 if "dropout_p" in names else 1.0))
-    return bool(training) and rate != 0
-
-
-def _keep_batch(program: ExportedProgram) -> None:
-    """Keep ``squeeze`` away from the batch: of one row, it would take the batch for one more dimension of size 1."""
-    aten = torch.ops.aten
-    for node in program.graph.nodes:
-        if node.target not in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
-            continue
-        sizes = node.args[0].meta["val"].shape
-        asked = node.args[1] if len(node.args) > 1 else range(len(sizes))
-        asked = [dim % len(sizes) for dim in ([asked] if isinstance(asked, int) else asked)]
-        gone = [dim for dim in asked if isinstance(sizes[dim], int) and sizes[dim] == 1]
-        node.target, node.args = (
-            (aten.squeeze.dims, (node.args[0], gone)) if gone else (aten.alias.default, (node.args[0],))
-        )
-
-
-def _drop_same_size(program: ExportedProgram) -> None:
-    """Resizing to the same size gives the same tensor (Python decides sizes, so RANet resizes most features so)."""
-    for node in program.graph.nodes:
-        if getattr(node.target, "_opname", "").startswith("upsample_"):
-            source = node.args[0]
-            if tuple(node.meta["val"].shape[2:]) == tuple(source.meta["val"].shape[2:]):
-                node.target, node.args, node.kwargs = torch.ops.aten.alias.default, (source,), {}
-
-
-def _refuse_values(inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
-    """Refuse outputs that hang on a value read into Python: it would be one number for all rows of a batch."""
-    reads = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
-    for node in ancestors(outputs):
-        if node.target in reads and not ancestors([node]).isdisjoint(inputs):
-            raise CaptureError(
-                f"the forward reads a value out of a tensor with item(){_where(node)}: compute with the tensor itself, "
-                "so that every sample keeps its own value"
-            )
-
-
-def _refuse_state(program: ExportedProgram, outputs: Sequence[Node]) -> None:
-    """Refuse buffers that a forward both changes and reads: a staged run would not carry them."""
-    changed = set(program.graph_signature.buffers_to_mutate.values())
-    if not changed:
-        return
-    needed = ancestors(outputs)
-    placeholders = program.graph_signature.inputs_to_buffers
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and placeholders.get(node.name) in changed and node in needed:
-            raise CaptureError(
-                f"the forward changes buffer '{placeholders[node.name]}' that its outputs depend on: "
-                "edgekit needs a forward without side effects in evaluation mode"
-            )
-
-
-def ancestors(
-    nodes: Sequence[Node],
-    *,
-    stop: Callable[[Node], bool] = lambda node: False,
-    sources: Callable[[Node], Iterable[Node]] = lambda node: node.all_input_nodes,
-) -> set[Node]:
-    """Every node that ``nodes`` are computed from, themselves included; not beyond nodes where ``stop`` holds."""
-    found: set[Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node in found:
-            continue
-        found.add(node)
-        if not stop(node):
-            waiting.extend(sources(node))
-    return found
-
-
-def _where(node: Node) -> str:
-    return next(reversed(_frames(node.meta.get("stack_trace") or "")), "")
-
-
-def _frames(text: str) -> list[str]:
-    """Places in the model's own source that a text of PyTorch's names, outermost first."""
-    found = re.findall(r'File "([^"<]+)", line (\d+), in [^,\n]+(?:, code: |\n\s+)(.*)', text)
-    return [f" (line {line} of {Path(file).name}: {code})" for file, line, code in found if _is_own(file)]
-
-
-def _is_own(file: str) -> bool:
-    """Whether a source file is the model's, not a library's or ours."""
-    ours = (str(Path(__file__).parent), str(Path(torch.__file__).parent), sys.base_prefix)
-    return "site-packages" not in file and not file.startswith(("<", *ours))
-
-
-def _reason(error: BaseException) -> str:
-    """Why a capture failed, in one line, with the place in the model's own source."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    place = _place(error)
-    if "data-dependent" in str(error).lower() or type(error).__name__ == "GuardOnDataDependentSymNode":
-        return (
-            f"a Python branch depends on tensor values{place}; edgekit takes models that return the logits of all "
-            "their exits, gates written as branches are not taken yet"
-        )
-    return f"{type(error).__name__}: {text}{place}"
-
-
-def _place(error: BaseException) -> str:
-    """The innermost frame that belongs to the model's own source."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if _is_own(frame.filename):
-            return f" (line {frame.lineno} of {Path(frame.filename).name}: {frame.line})"
-    return next(iter(_frames(str(error))), "")
 
 
 @contextmanager

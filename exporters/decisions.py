@@ -10,7 +10,8 @@ import torch
 from torch.fx import Node
 
 from edgekit.errors import DecisionError
-from edgekit.exporters.capture import Captured, Output, ancestors
+from edgekit.exporters.capture import Captured, Output
+from edgekit.exporters.graph import ancestors
 
 __all__ = ["ExitPoint", "find_exits"]
 
@@ -52,7 +53,7 @@ def find_exits(
         DecisionError: no output is logits, or several kinds of outputs could be.
     """
     if names is None:
-        points = [_point(captured, output) for output in _logits(captured)]
+        points = [_point(captured, output) for output in _logits(captured, macs or {})]
     elif isinstance(names, str) or not names:
         raise DecisionError("exits must be a list of names, as ['branch1', 'branch2']; leave it out to have them found")
     else:
@@ -86,11 +87,16 @@ def _in_order(points: Sequence[ExitPoint], macs: Mapping[Node, int]) -> list[Exi
     shared = Counter(node for nodes in leading.values() for node in nodes)
 
     def effort(point: ExitPoint) -> tuple[int, int]:
-        nodes = leading[point.node]
-        trunk = sum(macs.get(node, 0) for node in nodes if shared[node] > 1)
-        return trunk, sum(macs.get(node, 0) for node in nodes)
+        trunk = sum(macs.get(node, 0) for node in leading[point.node] if shared[node] > 1)
+        return trunk, _work(point.node, macs)[0]
 
     return sorted(points, key=effort)
+
+
+def _work(node: Node, macs: Mapping[Node, int]) -> tuple[int, int]:
+    """What it takes to compute a node: MACs, then operators."""
+    needed = ancestors([node])
+    return sum(macs.get(other, 0) for other in needed), len(needed)
 
 
 def _numbered(points: Sequence[ExitPoint]) -> tuple[ExitPoint, ...]:
@@ -106,8 +112,8 @@ def _unused(wish: str, taken: Container[str]) -> str:
     return wish if wish not in taken else _unused(f"{wish}_", taken)
 
 
-def _logits(captured: Captured) -> list[Output]:
-    """The outputs that can only be logits."""
+def _logits(captured: Captured, macs: Mapping[Node, int]) -> list[Output]:
+    """The outputs that can only be logits: the largest group of one shape, if the last answer is among them."""
     rows = len(captured.example[0])
     groups: dict[int, list[Output]] = defaultdict(list)
     for output in captured.outputs:
@@ -124,7 +130,8 @@ def _logits(captured: Captured) -> list[Output]:
         )
     largest = max(len(group) for group in groups.values())
     candidates = [group for group in groups.values() if len(group) == largest]
-    if len(candidates) > 1:
+    last = max((output for group in groups.values() for output in group), key=lambda output: _work(output.node, macs))
+    if len(candidates) > 1 or not any(output is last for output in candidates[0]):
         raise DecisionError(
             f"several kinds of outputs could be logits ({listing}): name the exits, in order, with exits=[...]"
         )

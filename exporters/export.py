@@ -27,6 +27,7 @@ from edgekit.interfaces import Runtime, Target
 from edgekit.plan import SCORES, Plan, Stage
 from edgekit.progress import Progress, silent
 from edgekit.session import Session
+from edgekit.tensors import BATCH
 
 __all__ = ["Staged", "export_bundle", "stage_model"]
 
@@ -186,15 +187,20 @@ def _compare(
 ) -> dict[str, Any]:
     """Open what was written in its own runtime, and compare."""
     paths = {stage: writer.folder / name for stage, name in artifacts.items()}
-    runtime = cast(Runtime, plugins.create("runtimes", target.runtime))
+    runtime = cast("Runtime", plugins.create("runtimes", target.runtime))
     try:
         for stage in staged.plan.stages:
             _open_every_way(runtime, stage, paths[stage.name], staged.plan)
-        session = Session(staged.plan, runtime, paths)
     except EdgekitError as error:
         raise LoweringError(f"what was written for '{target.name}' does not open: {error}") from error
-    with session:
-        return check_parity(session, expected, staged.exits, inputs, tolerance=tolerance)
+    return check_parity(
+        lambda policy: Session(staged.plan, runtime, paths, policy=policy),
+        expected,
+        staged.exits,
+        inputs,
+        one_by_one=staged.captured.batch != BATCH,
+        tolerance=tolerance,
+    )
 
 
 def _open_every_way(runtime: Runtime, stage: Stage, artifact: Path, plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,20 +124,23 @@ def _allowed(expected: Tensor, tolerance: float) -> float:
 
 
 def check_parity(
-    session: Session,
+    connect: Callable[[Policy], Session],
     eager: Sequence[Tensor],
     points: Sequence[ExitPoint],
     inputs: Sequence[Tensor],
     *,
+    one_by_one: bool,
     tolerance: float,
 ) -> dict[str, Any]:
     """Compare every forced exit and the decisions at three threshold settings, alone and in a batch.
 
     Args:
-        session: over the written stages.
+        connect: opens a session with a policy over the written stages. Called once for each score, and that session
+            closed before the next: a runtime may hold the weights once for each score that it has been asked for.
         eager: what the eager model gives at each exit for ``inputs``.
         points: the exits.
         inputs: one tensor per network input.
+        one_by_one: the network takes one sample at a time.
         tolerance: largest difference allowed, relative to the largest logit of the exit, or absolute below 1.
 
     Returns:
@@ -149,8 +152,40 @@ def check_parity(
     arrays = [tensor.numpy() for tensor in inputs]
     rows = len(arrays[0])
     batches = [slice(0, rows), slice(0, 1), slice(rows - 1, rows)]
-    if session.plan.inputs[0].shape[0] != BATCH:
+    if one_by_one:
         batches = [slice(row, row + 1) for row in range(rows)]
+    differences: dict[str, float] = {}
+    compared = close = 0
+    for score in SCORES:
+        settings = [_expected(score, quantile, eager, points) for quantile in QUANTILES]
+        with connect(settings[0][0]) as session:
+            if not differences:
+                differences = _check_values(session, eager, points, arrays, batches, tolerance=tolerance)
+            for policy, expected, decided in settings:
+                session.use(policy)
+                _check_decisions(session, expected, decided, points, arrays, batches)
+                compared += sum(int(decided[batch].sum()) for batch in batches)
+                close += sum(int((~decided[batch]).sum()) for batch in batches)
+    return {
+        "samples": rows,
+        "tolerance": tolerance,
+        "largest_difference": differences,
+        "decisions_compared": compared,
+        "decisions_differing": 0,
+        "decisions_within_rounding": close,
+    }
+
+
+def _check_values(
+    session: Session,
+    eager: Sequence[Tensor],
+    points: Sequence[ExitPoint],
+    arrays: Sequence[NDArray[Any]],
+    batches: Sequence[slice],
+    *,
+    tolerance: float,
+) -> dict[str, float]:
+    """Largest difference of each exit, every sample forced to it."""
     differences = {}
     for index, (point, expected) in enumerate(zip(points, eager, strict=True)):
         worst = 0.0
@@ -160,30 +195,28 @@ def check_parity(
             if (result.exit != index).any():
                 raise ParityError(f"exit '{point.name}': forced, but rows left at {sorted(set(result.exit.tolist()))}")
         differences[point.name] = worst
-    compared = close = 0
-    for score in SCORES:
-        for quantile in QUANTILES:
-            policy, expected_exits, decided = _expected(score, quantile, eager, points)
-            session.use(policy)
-            for batch in batches:
-                taken = session.run([array[batch] for array in arrays]).exit
-                wrong = np.flatnonzero((taken != expected_exits[batch]) & decided[batch])
-                if len(wrong):
-                    raise ParityError(
-                        f"with {score} thresholds {list(policy.thresholds)}, golden sample {batch.start + wrong[0]} "
-                        f"leaves at exit '{points[taken[wrong[0]]].name}', the eager model at "
-                        f"'{points[expected_exits[batch][wrong[0]]].name}'; nothing was written"
-                    )
-                compared += int(decided[batch].sum())
-                close += int((~decided[batch]).sum())
-    return {
-        "samples": rows,
-        "tolerance": tolerance,
-        "largest_difference": differences,
-        "decisions_compared": compared,
-        "decisions_differing": 0,
-        "decisions_within_rounding": close,
-    }
+    return differences
+
+
+def _check_decisions(
+    session: Session,
+    expected: NDArray[np.intp],
+    decided: NDArray[np.bool_],
+    points: Sequence[ExitPoint],
+    arrays: Sequence[NDArray[Any]],
+    batches: Sequence[slice],
+) -> None:
+    """Raise where a sample leaves elsewhere than expected, unless rounding decides it."""
+    for batch in batches:
+        taken = session.run([array[batch] for array in arrays]).exit
+        wrong = np.flatnonzero((taken != expected[batch]) & decided[batch])
+        if len(wrong):
+            policy = session.policy
+            raise ParityError(
+                f"with {policy.score} thresholds {list(policy.thresholds)}, golden sample {batch.start + wrong[0]} "
+                f"leaves at exit '{points[taken[wrong[0]]].name}', the eager model at "
+                f"'{points[expected[batch][wrong[0]]].name}'; nothing was written"
+            )
 
 
 def _difference(given: NDArray[np.float32], expected: Tensor, point: ExitPoint, tolerance: float) -> float:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from edgekit.errors import PartitionError
-from edgekit.exporters.capture import Captured, ancestors
+from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
+from edgekit.exporters.graph import ancestors
 from edgekit.tensors import BATCH
 
 __all__ = ["Cut", "partition"]
@@ -31,11 +32,14 @@ __all__ = ["Cut", "partition"]
 RECOMPUTE_WEIGHT = 0.25
 """Cost of computing one byte of a cheap result again, against carrying it across a boundary."""
 
-_CHEAP = frozenset(
-    "view reshape flatten unflatten permute transpose t unsqueeze squeeze expand slice select narrow split "
-    "split_with_sizes chunk cat stack clone alias contiguous _to_copy relu hardtanh clamp neg add sub mul div "
-    "leaky_relu hardswish hardsigmoid detach lift_fresh_copy _unsafe_view".split()
-)
+# fmt: off
+_CHEAP = frozenset({
+    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice",
+    "select", "narrow", "split", "split_with_sizes", "chunk", "cat", "stack", "clone", "alias", "contiguous", "detach",
+    "lift_fresh_copy", "_unsafe_view", "_to_copy", "relu", "leaky_relu", "hardtanh", "hardswish", "hardsigmoid",
+    "clamp", "neg", "add", "sub", "mul", "div",
+})
+# fmt: on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +193,11 @@ class _Partition:
             return False
         if self.captured.batch != BATCH:
             return len(value) == 1
-        first, *others = value.shape
-        if not isinstance(first, torch.SymInt) or not all(isinstance(size, int) for size in others):
+        if any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
             return False
+        # Compared as expressions: comparing the sizes themselves could need the values of the data.
         rows = self.captured.inputs[0].meta["val"].shape[0]
-        return bool(first.node.expr == rows.node.expr)
+        return _expression(value.shape[0]) == _expression(rows)
 
     def _cheap(self, node: Node) -> bool:
         if node.op != "call_function":
@@ -299,9 +303,7 @@ class _Builder:
         if expression not in self.sized:
             rows = self.captured.inputs[0].meta["val"].shape[0].node.expr
             if rows not in self.sized:
-                self.sized[rows] = self.graph.call_function(
-                    torch.ops.aten.sym_size.int, (self.placeholders[0][1], 0)
-                )
+                self.sized[rows] = self.graph.call_function(torch.ops.aten.sym_size.int, (self.placeholders[0][1], 0))
             factor = expression / rows
             if expression != rows:
                 if not factor.is_Integer:
@@ -315,6 +317,10 @@ def _unused(wish: str, taken: Collection[str]) -> str:
     wish = re.sub(r"[^\w.-]", "_", wish)
     numbered = (f"{wish}_{number}" for number in itertools.count(2))
     return wish if wish not in taken else next(name for name in numbered if name not in taken)
+
+
+def _expression(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
 def _row_bytes(node: Node) -> int:

@@ -124,5 +124,3 @@ def _spec(name: str, node: Node, batch: str | int) -> TensorSpec:
         return TensorSpec(name, dtype, (batch, *(int(size) for size in value.shape[1:])))
     except InputError as error:
         raise PartitionError(f"{error}; convert the model and the example with .float()") from error
-
-

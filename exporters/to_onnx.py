@@ -65,6 +65,7 @@ class OnnxTarget:
             raise LoweringError(f"stage '{stage.name}' cannot be written as ONNX: {line}") from error
         assert onnx_program is not None
         _make_unique(onnx_program.model.graph)
+        _pool_globally(onnx_program.model.graph)
         _write_variants(onnx_program.model, stage, path)
 
     def versions(self) -> dict[str, str]:
@@ -82,6 +83,32 @@ def _make_unique(graph: ir.Graph) -> None:
             value.name = f"{value.name}.inner"
 
 
+def _pool_globally(graph: ir.Graph) -> None:
+    """Write means over height and width as GlobalAveragePool.
+
+    ONNX Runtime's ReduceMean rounds by where a row lies in memory, so a row's answer would differ from batch to batch.
+    """
+    import onnx_ir as ir
+
+    for node in list(graph):
+        if node.op_type != "ReduceMean" or len(node.inputs) != 2:
+            continue
+        image, axes = node.inputs
+        known = axes.const_value if axes is not None else None
+        if image is None or image.shape is None or len(image.shape) != 4 or known is None:
+            continue
+        if sorted(axis % 4 for axis in known.numpy().tolist()) != [2, 3]:
+            continue
+        kept = node.attributes.get_int("keepdims", 1)
+        pooled = ir.node("GlobalAveragePool", [image])
+        graph.insert_before(node, pooled)
+        operator, settings = ("Identity", None) if kept else ("Flatten", {"axis": 1})
+        shaped = ir.node(operator, pooled.outputs, attributes=settings)
+        graph.insert_before(node, shaped)
+        ir.convenience.replace_all_uses_with(node.outputs, shaped.outputs)
+        graph.remove(node, safe=True)
+
+
 def _write_variants(model: ir.Model, stage: Stage, path: Path) -> None:
     """Write the graph files, each with fewer outputs than the whole, and the weights beside them."""
     import onnx_ir as ir
@@ -89,7 +116,7 @@ def _write_variants(model: ir.Model, stage: Stage, path: Path) -> None:
 
     # The exporter leaves stack traces, with the paths of the machine that it ran on, in every node.
     model = ClearMetadataAndDocStringPass()(model).model
-    live, logits, scores = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES)], stage.outputs[-len(SCORES) :]
+    live, (logits, *scores) = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES) :]
     variants = {path: (*live, logits)}
     for name, score in zip(SCORES, scores, strict=True):
         variants[path.with_suffix(f".{name}.onnx")] = (*live, logits, score)

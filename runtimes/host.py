@@ -27,6 +27,7 @@ class HostBuffer:
         self.spec = spec
         self.rows = rows
         self._array = _aligned(spec.concrete(rows), np.dtype(spec.dtype))
+        self._first = self._array[:1] if spec.batched else self._array
 
     def write(self, array: NDArray[Any]) -> None:
         """Copy an array in, from row 0."""
@@ -37,6 +38,8 @@ class HostBuffer:
 
     def read(self, rows: int) -> NDArray[Any]:
         """The first ``rows`` rows: a C-contiguous view of this memory, for as long as the buffer lives."""
+        if rows == 1:
+            return self._first
         return self._array[:rows] if self.spec.batched else self._array
 
     def keep(self, rows: NDArray[np.intp]) -> None:

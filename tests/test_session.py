@@ -157,11 +157,13 @@ def check(result, expected):
     assert (result.logits.dtype, result.exit.dtype, result.score.dtype) == (np.float32, np.int64, np.float32)
 
 
-def expected_rows(plan, exits):
+def expected_rows(plan, exits, deciding):
+    """Rows that each stage runs on: none where no stage and no deciding exit reads what it makes."""
+    read = {name for stage in plan.stages for name in stage.inputs} | {plan.exits[index].logits for index in deciding}
     counts = {stage.name: 0 for stage in plan.stages}
     for index in exits:
         for stage in plan.stages_before(int(index)):
-            counts[stage.name] += 1
+            counts[stage.name] += not read.isdisjoint(stage.outputs)
     return counts
 
 
@@ -175,12 +177,13 @@ def test_any_batch_equals_the_rows_one_by_one(case):
         result = session.run(made.inputs())
         expected = made.reference(policy, rows)
         check(result, expected)
-        assert result.executed == expected_rows(made.plan, result.exit)
+        deciding = [index for index, value in enumerate((*policy.thresholds, 0.0)) if value != math.inf]
+        assert result.executed == expected_rows(made.plan, result.exit, deciding)
         assert {stage: runtime.rows[stage] for stage in result.executed} == result.executed
         for row in rows:
             single = session.run(made.inputs()[row : row + 1])
             check(single, expected[row : row + 1])
-            assert single.executed == expected_rows(made.plan, single.exit)
+            assert single.executed == expected_rows(made.plan, single.exit, deciding)
 
 
 @given(cases(), st.data())
@@ -192,7 +195,7 @@ def test_forced_exits_and_all_exits(case, data):
     with Session(made.plan, made.runtime(), {}, policy=policy) as session:
         forced = session.run(made.inputs(), exit=exit_index)
         check(forced, made.reference(policy, rows, exit=exit_index))
-        assert forced.executed == expected_rows(made.plan, forced.exit)
+        assert forced.executed == expected_rows(made.plan, forced.exit, range(exit_index + 1))
         check(session.run(made.inputs(1), exit=exit_index), made.reference(policy, [0], exit=exit_index))
         for logits, expected in zip(session.run_exits(made.inputs()), made.logits, strict=True):
             np.testing.assert_array_equal(logits, expected)

@@ -106,7 +106,7 @@ NETWORKS = {
             input_shape=(3, 32, 32),
             preprocess=_CIFAR10_PREPROCESS,
             classes=CIFAR10_CLASSES,
-            recipe=Recipe(epochs=16, batch=128, peak_learning_rate=0.1, crop=4, flip=True, bfloat16=True, seed=0),
+            recipe=Recipe(epochs=12, batch=128, peak_learning_rate=0.1, crop=4, flip=True, bfloat16=True, seed=0),
             files=("train.tar.gz", "test.tar.gz"),
             read=_read_cifar10,
             source="CIFAR-10 (A. Krizhevsky, 'Learning Multiple Layers of Features from Tiny Images', 2009), "

@@ -1,0 +1,122 @@
+"""What a captured graph may hold: refusals that name the place in the model's source, and two normal forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgekit.errors import CaptureError
+from edgekit.exporters.source import where
+
+__all__ = [
+    "ancestors",
+    "drop_same_size",
+    "keep_batch",
+    "refuse_control_flow",
+    "refuse_random",
+    "refuse_state",
+    "refuse_values",
+]
+
+
+def refuse_control_flow(program: ExportedProgram) -> None:
+    """Refuse branches and loops inside the graph."""
+    for node in program.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"the model branches inside the graph with {node.target}{where(node)}: edgekit takes models that "
+                "return the logits of all their exits, gates are not taken yet"
+            )
+
+
+def refuse_random(program: ExportedProgram) -> None:
+    """Refuse operators that draw random numbers."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _samples(node):
+            raise CaptureError(
+                f"the model samples at random in evaluation mode with {node.target}{where(node)}: "
+                "replace it by its mean before export"
+            )
+
+
+def _samples(node: Node) -> bool:
+    """Whether an operator draws random numbers. Attention and recurrent ones do with dropout only."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    training = given.get("train", given.get("training", True))
+    rate = given.get("dropout_p", given.get("dropout", 0.0 if "dropout_p" in names else 1.0))
+    return bool(training) and rate != 0
+
+
+def keep_batch(program: ExportedProgram) -> None:
+    """Keep ``squeeze`` away from the batch: of one row, it would take the batch for one more dimension of size 1."""
+    aten = torch.ops.aten
+    for node in program.graph.nodes:
+        if node.target not in (aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims):
+            continue
+        sizes = node.args[0].meta["val"].shape
+        asked = node.args[1] if len(node.args) > 1 else range(len(sizes))
+        asked = [dim % len(sizes) for dim in ([asked] if isinstance(asked, int) else asked)]
+        gone = [dim for dim in asked if isinstance(sizes[dim], int) and sizes[dim] == 1]
+        node.target, node.args = (
+            (aten.squeeze.dims, (node.args[0], gone)) if gone else (aten.alias.default, (node.args[0],))
+        )
+
+
+def drop_same_size(program: ExportedProgram) -> None:
+    """Resizing to the same size gives the same tensor. RANet does it with most of its features."""
+    for node in program.graph.nodes:
+        if getattr(node.target, "_opname", "").startswith("upsample_"):
+            source = node.args[0]
+            if tuple(node.meta["val"].shape[2:]) == tuple(source.meta["val"].shape[2:]):
+                node.target, node.args, node.kwargs = torch.ops.aten.alias.default, (source,), {}
+
+
+def refuse_values(inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
+    """Refuse outputs that hang on a value read into Python: it would be one number for all rows of a batch."""
+    reads = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+    for node in ancestors(outputs):
+        if node.target in reads and not ancestors([node]).isdisjoint(inputs):
+            raise CaptureError(
+                f"the forward reads a value out of a tensor with item(){where(node)}: compute with the tensor itself, "
+                "so that every sample keeps its own value"
+            )
+
+
+def refuse_state(program: ExportedProgram, outputs: Sequence[Node]) -> None:
+    """Refuse buffers that a forward both changes and reads: a staged run would not carry them."""
+    changed = set(program.graph_signature.buffers_to_mutate.values())
+    if not changed:
+        return
+    needed = ancestors(outputs)
+    placeholders = program.graph_signature.inputs_to_buffers
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and placeholders.get(node.name) in changed and node in needed:
+            raise CaptureError(
+                f"the forward changes buffer '{placeholders[node.name]}' that its outputs depend on: "
+                "edgekit needs a forward without side effects in evaluation mode"
+            )
+
+
+def ancestors(
+    nodes: Sequence[Node],
+    *,
+    stop: Callable[[Node], bool] = lambda node: False,
+    sources: Callable[[Node], Iterable[Node]] = lambda node: node.all_input_nodes,
+) -> set[Node]:
+    """Every node that ``nodes`` are computed from, themselves included; not beyond nodes where ``stop`` holds."""
+    found: set[Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if not stop(node):
+            waiting.extend(sources(node))
+    return found

@@ -1,0 +1,50 @@
+"""Places in the model's own source, for errors that say which line."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+from torch.fx import Node
+
+__all__ = ["reason", "where"]
+
+
+def where(node: Node) -> str:
+    """The line that made a node, as ``" (line 3 of net.py: y = f(x))"``; empty when unknown."""
+    return next(reversed(_own_frames(node.meta.get("stack_trace") or "")), "")
+
+
+def _own_frames(text: str) -> list[str]:
+    """Places in the model's own source that a text of PyTorch's names, outermost first."""
+    found = re.findall(r'File "([^"<]+)", line (\d+), in [^,\n]+(?:, code: |\n\s+)(.*)', text)
+    return [f" (line {line} of {Path(file).name}: {code})" for file, line, code in found if _is_own(file)]
+
+
+def _is_own(file: str) -> bool:
+    """Whether a source file is the model's, not a library's or ours."""
+    ours = (str(Path(__file__).parent), str(Path(torch.__file__).parent), sys.base_prefix)
+    return "site-packages" not in file and not file.startswith(("<", *ours))
+
+
+def reason(error: BaseException) -> str:
+    """Why a capture failed, in one line, with the place in the model's own source."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    place = _place(error)
+    if "data-dependent" in str(error).lower() or type(error).__name__ == "GuardOnDataDependentSymNode":
+        return (
+            f"a Python branch depends on tensor values{place}; edgekit takes models that return the logits of all "
+            "their exits, gates written as branches are not taken yet"
+        )
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost frame that belongs to the model's own source."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_own(frame.filename):
+            return f" (line {frame.lineno} of {Path(frame.filename).name}: {frame.line})"
+    return next(iter(_own_frames(str(error))), "")
