@@ -102,6 +102,8 @@ class Session:
         self._policy.require_fits(plan)
         self._specs, self._one_by_one = _row_specs(plan)
         self._row = (self._specs[0].concrete(1), np.dtype(self._specs[0].dtype)) if len(self._specs) == 1 else None
+        # Kernels may drop a NaN on the way to the score. A product with zeros does not: it is zero, or else NaN.
+        self._zeros = np.zeros(plan.classes, dtype=np.float32)
         self._rows = 0
         self._bindings: OrderedDict[tuple[str, int, tuple[str, ...]], Callable[[], None]] = OrderedDict()
         self._routes: dict[int | None, tuple[Hop, ...]] = {}
@@ -301,12 +303,12 @@ class Session:
         for hop in bound:
             for run in hop.runs:
                 run()
-            if hop.last or (hop.score(1).item() >= hop.threshold and _is_finite(hop.logits(1)[0])):
+            if hop.last or (hop.score(1).item() >= hop.threshold and hop.logits(1).dot(self._zeros)[0] == 0.0):
                 break
         self._has_run = True
         logits = hop.logits(1).copy()
         score = hop.score(1).copy()
-        if not _is_finite(logits[0]):
+        if logits.dot(self._zeros)[0] != 0.0:
             score[0] = np.nan
         return Result(logits, hop.exit.copy(), score, hop.executed.copy())
 
@@ -404,14 +406,6 @@ class Session:
                 deciding = dict.fromkeys(range(exit + 1), math.nan)
             self._routes[exit] = hops(self._plan, self._policy.score, deciding)
         return self._routes[exit]
-
-
-def _is_finite(logits: NDArray[np.float32]) -> bool:
-    """Whether one row's logits are all finite. Kernels may drop a NaN on the way to the score.
-
-    In one call: a product with zeros is zero, or NaN as soon as one factor is infinite or NaN.
-    """
-    return bool(logits.dot(np.zeros_like(logits)) == 0.0)
 
 
 def _row_specs(plan: Plan) -> tuple[tuple[TensorSpec, ...], bool]:
