@@ -54,9 +54,7 @@ def _branch(
     accept = _body([helper.make_node("Identity", [logits], [f"{output}_a{index}"])], f"{output}_a{index}", plan)
     inner = f"{output}_r{index}"
     refuse = _body(_branch(plan, stages, index + 1, initializers, output=inner), inner, plan)
-    nodes.append(
-        helper.make_node("If", [f"accept{index}"], [output], then_branch=accept, else_branch=refuse)
-    )
+    nodes.append(helper.make_node("If", [f"accept{index}"], [output], then_branch=accept, else_branch=refuse))
     return nodes
 
 
@@ -65,9 +63,7 @@ def _body(nodes: list[NodeProto], output: str, plan: Plan) -> GraphProto:
     return helper.make_graph(nodes, f"body_{output}", [], [value])
 
 
-def _inlined(
-    graph: GraphProto, kept: set[str], prefix: str, initializers: list[TensorProto]
-) -> list[NodeProto]:
+def _inlined(graph: GraphProto, kept: set[str], prefix: str, initializers: list[TensorProto]) -> list[NodeProto]:
     """A stage's nodes with inner names made unique; its weights go to the outer graph."""
 
     def renamed(name: str) -> str:

@@ -38,7 +38,7 @@ from edgekit.errors import BundleError, DataError, PolicyError
 from edgekit.plan import Plan
 from edgekit.policy import Policy
 
-__all__ = ["SCHEMA", "Bundle", "FileEntry", "Manifest", "write_bundle"]
+__all__ = ["SCHEMA", "Bundle", "FileEntry", "Manifest", "variant", "write_bundle"]
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -170,7 +170,7 @@ class Bundle:
     def _files_of(self, artifact: str) -> list[str]:
         """An artifact and what lies beside it under the same name: variants of its graph, its weights."""
         stem = str(PurePosixPath(artifact).with_suffix(""))
-        return [name for name in self.manifest.files if name.startswith(f"{stem}.")]
+        return [name for name in self.manifest.files if name.startswith((f"{stem}.", f"{stem}-"))]
 
     def verify(self) -> None:
         """Check the digest of every file. Raises :class:`BundleError` at the first that changed."""
@@ -266,6 +266,11 @@ class Bundle:
         if content_digest != entry.sha256:
             raise BundleError(f"{self.path}: {name} was changed after export (its sha256 differs); export again")
         return path
+
+
+def variant(artifact: Path, name: str) -> Path:
+    """A file that belongs to an artifact: of ``stage.onnx``, ``max_prob`` is ``stage-max_prob.onnx``."""
+    return artifact.with_name(f"{artifact.stem}-{name}{artifact.suffix}")
 
 
 @contextmanager

@@ -57,6 +57,8 @@ class Buffer(Protocol):
     spec: TensorSpec
     rows: int
     """Rows that there is room for."""
+    shared: bool
+    """Whether :meth:`read` gives views of the memory itself, which show every later run."""
 
     def write(self, array: NDArray[Any]) -> None:
         """Copy an array in, from row 0."""
@@ -79,7 +81,7 @@ class StageRunner(Protocol):
 
         The returned function takes and returns nothing, reads the first ``rows`` rows of its inputs' buffers and
         writes the first ``rows`` rows of the outputs' buffers; it returns when they are written. Outputs that are
-        not asked for need not be computed.
+        not asked for need not be computed. It may raise anything; the session says which stage it was.
         """
         ...
 

@@ -56,18 +56,29 @@ class Result(msgspec.Struct, frozen=True, eq=False):
 
 
 class _Bound(msgspec.Struct, frozen=True, eq=False):
-    """A hop bound to one row, with the result's account of stages when it is the last.
+    """A hop bound to one row.
 
     Every Python instruction counts here: a stage leaves the processor's caches cold, and the interpreter with them.
+
+    Attributes:
+        run: the stages up to the decision.
+        score: reads the score.
+        threshold: from which a row leaves; NaN lets none leave.
+        logits: reads the logits ``(1, classes)``.
+        scores: reads the score ``(1,)``.
+        exit: its index ``(1,)``.
+        executed: the result's account of stages when this is the last hop.
+        stages: names, for errors.
     """
 
-    runs: tuple[Callable[[], None], ...]
-    logits: Callable[[int], NDArray[Any]]
-    score: Callable[[int], NDArray[Any]]
+    run: Callable[[], None]
+    score: Callable[[], float]
     threshold: float
-    last: bool
+    logits: Callable[[int], NDArray[Any]]
+    scores: Callable[[int], NDArray[Any]]
     exit: NDArray[np.int64]
     executed: dict[str, int]
+    stages: tuple[str, ...]
 
 
 class Session:
@@ -102,8 +113,6 @@ class Session:
         self._policy.require_fits(plan)
         self._specs, self._one_by_one = _row_specs(plan)
         self._row = (self._specs[0].concrete(1), np.dtype(self._specs[0].dtype)) if len(self._specs) == 1 else None
-        # Kernels may drop a NaN on the way to the score. A product with zeros does not: it is zero, or else NaN.
-        self._zeros = np.zeros(plan.classes, dtype=np.float32)
         self._rows = 0
         self._bindings: OrderedDict[tuple[str, int, tuple[str, ...]], Callable[[], None]] = OrderedDict()
         self._routes: dict[int | None, tuple[Hop, ...]] = {}
@@ -300,17 +309,27 @@ class Session:
         return self._run_row(self._bound.get(exit) or self._flat(exit))
 
     def _run_row(self, bound: tuple[_Bound, ...]) -> Result:
-        for hop in bound:
-            for run in hop.runs:
-                run()
-            if hop.last or (hop.score(1).item() >= hop.threshold and hop.logits(1).dot(self._zeros)[0] == 0.0):
-                break
+        finite = True
+        try:
+            for hop in bound:
+                hop.run()
+                if hop.score() >= hop.threshold and np.isfinite(hop.logits(1)).all():
+                    break
+            else:
+                finite = bool(np.isfinite(hop.logits(1)).all())
+        except EdgekitError:
+            raise
+        except Exception as error:
+            raise self._failure(hop.stages, error) from error
         self._has_run = True
-        logits = hop.logits(1).copy()
-        score = hop.score(1).copy()
-        if logits.dot(self._zeros)[0] != 0.0:
+        score = hop.scores(1).copy()
+        if not finite:
             score[0] = np.nan
-        return Result(logits, hop.exit.copy(), score, hop.executed.copy())
+        return Result(hop.logits(1).copy(), hop.exit.copy(), score, hop.executed.copy())
+
+    def _failure(self, stages: Sequence[str], error: Exception) -> EdgekitError:
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return EdgekitError(f"stage '{', '.join(stages)}' failed in {self._runtime.name} ({line})")
 
     def _run_rows(self, arrays: Arrays, rows: int, exit: int | None) -> Result:  # noqa: A002
         self._write(arrays, rows)
@@ -325,9 +344,10 @@ class Session:
         for hop in route:
             count = len(remaining)
             for stage, outputs in hop.stages:
-                self._binding(stage, count, outputs)()
+                self._run_stage(stage, count, outputs)
                 result.executed[stage] += count
             logits = self._buffers[hop.logits].read(count)
+            # Kernels may drop a NaN on the way to the score, so the logits are looked at.
             score = np.where(np.isfinite(logits).all(axis=1), self._buffers[hop.score].read(count), _NAN)
             done = np.ones(count, dtype=np.bool_) if hop is route[-1] else score >= hop.threshold
             leaving = remaining[done]
@@ -350,8 +370,16 @@ class Session:
         for step in self._plan.steps:
             if isinstance(step, Run):
                 outputs = tuple(name for name in self._plan.stage(step.stage).outputs if name in needed)
-                self._binding(step.stage, rows, outputs)()
+                self._run_stage(step.stage, rows, outputs)
         return tuple(self._buffers[name].read(rows).copy() for name in logits)
+
+    def _run_stage(self, stage: str, rows: int, outputs: tuple[str, ...]) -> None:
+        try:
+            self._binding(stage, rows, outputs)()
+        except EdgekitError:
+            raise
+        except Exception as error:
+            raise self._failure([stage], error) from error
 
     def _binding(self, stage: str, rows: int, outputs: tuple[str, ...]) -> Callable[[], None]:
         """What runs a stage on so many rows, bound before or now."""
@@ -370,19 +398,20 @@ class Session:
         """The route of one row, bound."""
         executed = dict.fromkeys(self._runners, 0)
         bound = []
-        route = self._route(exit)
-        for hop in route:
+        for hop in self._route(exit):
             for stage, _ in hop.stages:
                 executed[stage] += 1
+            logits, score = self._buffers[hop.logits], self._buffers[hop.score]
             bound.append(
                 _Bound(
-                    runs=tuple(self._binding(stage, 1, outputs) for stage, outputs in hop.stages),
-                    logits=self._buffers[hop.logits].read,
-                    score=self._buffers[hop.score].read,
+                    run=_in_turn([self._binding(stage, 1, outputs) for stage, outputs in hop.stages]),
+                    score=_reader(score),
                     threshold=float(hop.threshold),
-                    last=hop is route[-1],
+                    logits=logits.read,
+                    scores=score.read,
                     exit=np.array([hop.exit], dtype=np.int64),
                     executed=executed.copy(),
+                    stages=tuple(stage for stage, _ in hop.stages),
                 )
             )
         self._bound[exit] = tuple(bound)
@@ -406,6 +435,25 @@ class Session:
                 deciding = dict.fromkeys(range(exit + 1), math.nan)
             self._routes[exit] = hops(self._plan, self._policy.score, deciding)
         return self._routes[exit]
+
+
+def _reader(score: Buffer) -> Callable[[], float]:
+    """What reads one row's score."""
+    view = score.read(1)
+    read: Callable[[], float] = view.item if score.shared else lambda: score.read(1).item()
+    return read
+
+
+def _in_turn(runs: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    """One call for several; a single one is itself."""
+    if len(runs) == 1:
+        return runs[0]
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return run
 
 
 def _row_specs(plan: Plan) -> tuple[tuple[TensorSpec, ...], bool]:

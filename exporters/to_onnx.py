@@ -4,9 +4,9 @@ ONNX Runtime computes every node of a file, whether or not its result is asked f
 times, with and without what is optional, over one file of weights::
 
     blocks.1.onnx             live tensors and logits
-    blocks.1.max_prob.onnx    and that score; likewise margin and neg_entropy
-    blocks.1.trunk.onnx       live tensors only, for an exit that is never taken; none for a last stage
-    blocks.1.weights          what all of them read
+    blocks.1-max_prob.onnx    and that score; likewise margin and neg_entropy
+    blocks.1-trunk.onnx       live tensors only, for an exit that is never taken; none for a last stage
+    blocks.1-weights.bin      what all of them read
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.bundle import variant
 from edgekit.errors import LoweringError, require
 from edgekit.exporters.capture import quiet
 from edgekit.plan import SCORES, Stage
@@ -119,12 +120,10 @@ def _write_variants(model: ir.Model, stage: Stage, path: Path) -> None:
     live, (logits, *scores) = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES) :]
     variants = {path: (*live, logits)}
     for name, score in zip(SCORES, scores, strict=True):
-        variants[path.with_suffix(f".{name}.onnx")] = (*live, logits, score)
+        variants[variant(path, name)] = (*live, logits, score)
     if live:
-        variants[path.with_suffix(".trunk.onnx")] = live
-    ir.external_data.unload_from_model(
-        model, path.parent, f"{path.stem}.weights", size_threshold_bytes=SMALL_BYTES
-    )
+        variants[variant(path, "trunk")] = live
+    ir.external_data.unload_from_model(model, path.parent, f"{path.stem}-weights.bin", size_threshold_bytes=SMALL_BYTES)
     for file, outputs in variants.items():
         pruned = model.clone()
         kept = {value.name: value for value in pruned.graph.outputs}

@@ -23,6 +23,8 @@ class HostBuffer:
         rows: rows to make room for; a tensor that is not batched has its own size.
     """
 
+    shared = True
+
     def __init__(self, spec: TensorSpec, rows: int) -> None:
         self.spec = spec
         self.rows = rows

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import BundleError, EdgekitError, PluginError, require
+from edgekit.bundle import variant
+from edgekit.errors import BundleError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.plan import SCORES, Stage
 from edgekit.runtimes.host import HostBuffer
@@ -183,17 +184,25 @@ class OrtRunner:
             self._sessions[chosen] = self._runtime.session(self._stage, self._variants[chosen], chosen)
         return self._sessions[chosen]
 
-    def _bind(self, session: Any, buffers: Mapping[str, Buffer], rows: slice, outputs: Sequence[str]) -> _Bound:
+    def _bind(
+        self, session: Any, buffers: Mapping[str, Buffer], rows: slice, outputs: Sequence[str]
+    ) -> Callable[[], None]:
         binding = session.io_binding()
         types = {item.name: item.type for item in (*session.get_inputs(), *session.get_outputs())}
-        values = {
-            name: self._value(buffers[name], rows, types[name]) for name in (*self._stage.inputs, *outputs)
-        }
+        values = {name: self._value(buffers[name], rows, types[name]) for name in (*self._stage.inputs, *outputs)}
         for name in self._stage.inputs:
             binding.bind_ortvalue_input(name, values[name])
         for name in outputs:
             binding.bind_ortvalue_output(name, values[name])
-        return _Bound(self._stage.name, session, binding, tuple(values.values()))
+        inner, inner_binding = getattr(session, "_sess", None), getattr(binding, "_iobinding", None)
+        if inner is not None and inner_binding is not None:
+            # What both classes wrap: a Python call less on the hot path.
+            run = functools.partial(inner.run_with_iobinding, inner_binding, None)
+        else:
+            run = functools.partial(session.run_with_iobinding, binding)
+        # Without them ONNX Runtime would write to freed memory.
+        run.keep_alive = (session, binding, values)  # type: ignore[attr-defined]
+        return run
 
     def _value(self, buffer: Buffer, rows: slice, expected: str) -> Any:
         array = buffer.read(rows.stop)
@@ -211,32 +220,9 @@ class OrtRunner:
         self._sessions.clear()
 
 
-class _Bound:
-    """A bound stage. Holds the values that it is bound to: without that, ONNX Runtime would write to freed memory."""
-
-    __slots__ = ("_binding", "_run", "_stage", "_values")
-
-    def __init__(self, stage: str, session: Any, binding: Any, values: tuple[Any, ...]) -> None:
-        self._stage = stage
-        # One call less on the hot path, where both classes still wrap what they call.
-        inner, inner_binding = getattr(session, "_sess", None), getattr(binding, "_iobinding", None)
-        if inner is not None and inner_binding is not None:
-            self._run = functools.partial(inner.run_with_iobinding, inner_binding, None)
-        else:
-            self._run = functools.partial(session.run_with_iobinding, binding)
-        self._binding = binding
-        self._values = values
-
-    def __call__(self) -> None:
-        try:
-            self._run()
-        except Exception as error:
-            raise EdgekitError(f"stage '{self._stage}' failed in ONNX Runtime ({_one_line(error)})") from error
-
-
 def _variants(stage: Stage, artifact: Path) -> dict[tuple[str, ...], Path]:
     """The stage's files by the outputs that they compute; a file with nothing beside it computes all."""
-    beside = {name: artifact.with_suffix(f".{name}.onnx") for name in (*SCORES, "trunk")}
+    beside = {name: variant(artifact, name) for name in (*SCORES, "trunk")}
     found = {name: file for name, file in beside.items() if file.is_file()}
     if not found:
         return {stage.outputs: artifact}

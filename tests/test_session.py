@@ -413,3 +413,31 @@ def test_options_for_a_ready_runtime_are_refused(tmp_path):
             Session.open(bundle, runtime=made.runtime(), policy="other")
         with pytest.raises(PluginError, match="fake"):
             Session.open(Path(tmp_path / "net.edgekit"), runtime="fake")
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_logits_that_are_not_finite_never_leave_early_whatever_the_score(poison, rows):
+    made = script(np.full((3, rows), 0.99))
+    made.logits[0, 0, 1] = poison
+    with Session(made.plan, made.runtime(), {}, policy=Policy.fixed([0.5, 0.5])) as session:
+        result = session.run(made.inputs())
+        np.testing.assert_array_equal(result.exit, [1, *[0] * (rows - 1)])
+        assert np.isfinite(result.score).all()
+        forced = session.run(made.inputs(), exit=0)
+        assert np.isnan(forced.score[0])
+        assert np.isfinite(forced.score[1:]).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_stage_that_fails_is_named_in_one_line(rows):
+    made = script([[0.1, 0.1], [0.2, 0.2]])
+
+    def fail(stage, inputs):
+        if stage == "s1":
+            raise RuntimeError("the device is gone\nand more")
+        return made.handle(stage, inputs)
+
+    message = r"^stage '(s0, )?s1' failed in fake \(the device is gone\)$"
+    with Session(made.plan, FakeRuntime(fail), {}) as session, pytest.raises(EdgekitError, match=message):
+        session.run(made.inputs(rows))

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -111,32 +111,20 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
-            report(
-                TrainingState(
-                    epoch=epoch + 1,
-                    epochs=recipe.epochs,
-                    step=step,
-                    steps=steps,
-                    loss=loss.item(),
-                    learning_rate=float(schedule.get_last_lr()[0]),
-                    elapsed_s=spent + time.perf_counter() - started,
-                )
-            )
-        accuracy = tuple(evaluate(model, test))
-        spent += time.perf_counter() - started
-        _save(checkpoint, recipe, model, optimizer, schedule, epoch=epoch + 1, elapsed_s=spent)
-        report(
-            TrainingState(
+            state = TrainingState(
                 epoch=epoch + 1,
                 epochs=recipe.epochs,
-                step=steps,
+                step=step,
                 steps=steps,
                 loss=loss.item(),
                 learning_rate=float(schedule.get_last_lr()[0]),
-                elapsed_s=spent,
-                accuracy=accuracy,
+                elapsed_s=spent + time.perf_counter() - started,
             )
-        )
+            report(state)
+        accuracy = tuple(evaluate(model, test))
+        spent += time.perf_counter() - started
+        _save(checkpoint, recipe, model, optimizer, schedule, epoch=epoch + 1, elapsed_s=spent)
+        report(replace(state, elapsed_s=spent, accuracy=accuracy))
     return spent
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekit.bundle import variant
 from edgekit.errors import BundleError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.plan import SCORES, Stage
@@ -45,7 +46,7 @@ class ReferenceRuntime:
         Raises:
             BundleError: a file is no ONNX graph, or does not have the stage's inputs.
         """
-        beside = (artifact.with_suffix(f".{name}.onnx") for name in ("trunk", *SCORES))
+        beside = (variant(artifact, name) for name in ("trunk", *SCORES))
         variants = [self._read(stage, file) for file in (artifact, *beside) if file.is_file()]
         return ReferenceRunner(stage, variants)
 

@@ -4,6 +4,7 @@ import gc
 from collections import Counter
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -216,7 +217,7 @@ def test_decisions_that_a_batch_changes_are_told(session, data, clock, empty_roo
 
     def other_in_batches(inputs, **options):
         result = run(inputs, **options)
-        return result if len(inputs) == 1 else replace(result, exit=np.zeros_like(result.exit))
+        return result if len(inputs) == 1 else msgspec.structs.replace(result, exit=np.zeros_like(result.exit))
 
     session.run = other_in_batches
     measured = profile(session, data, protocol=SHORT, clock=clock, root=empty_root)

@@ -45,7 +45,7 @@ def test_every_weight_file_loads_and_has_a_card(name):
 def test_cifar_recipe():
     network = registry.find("msdnet-cifar10")
     assert network.recipe == Recipe(
-        epochs=16, batch=128, peak_learning_rate=0.1, crop=4, flip=True, bfloat16=True, seed=0
+        epochs=12, batch=128, peak_learning_rate=0.1, crop=4, flip=True, bfloat16=True, seed=0
     )
     assert network.preprocess == Preprocess(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), size=(32, 32))
     assert list(network.classes) == sorted(network.classes)
