@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "exits": forced(bundle, model, images[:1], folder, rounds=options.rounds),
             "startup": startup(bundle, whole, repeats=options.repeats),
-            "batch_64": half_leaving(bundle, images, rounds=5),
+            "batch_64": half_leaving(bundle, images, rounds=10),
         }
     print(json.dumps(result, indent=1))
 

@@ -313,10 +313,10 @@ class Session:
         try:
             for hop in bound:
                 hop.run()
-                if hop.score() >= hop.threshold and np.isfinite(hop.logits(1)).all():
+                if hop.score() >= hop.threshold and all(np.isfinite(hop.logits(1)[0]).tolist()):
                     break
             else:
-                finite = bool(np.isfinite(hop.logits(1)).all())
+                finite = all(np.isfinite(hop.logits(1)[0]).tolist())
         except EdgekitError:
             raise
         except Exception as error:

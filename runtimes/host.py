@@ -29,20 +29,18 @@ class HostBuffer:
         self.spec = spec
         self.rows = rows
         self._array = _aligned(spec.concrete(rows), np.dtype(spec.dtype))
+        self._batched = spec.batched
         self._first = self._array[:1] if spec.batched else self._array
 
     def write(self, array: NDArray[Any]) -> None:
         """Copy an array in, from row 0."""
-        if self.spec.batched:
-            self._array[: len(array)] = array
-        else:
-            self._array[...] = array
+        self.read(len(array) if self._batched else 1)[...] = array
 
     def read(self, rows: int) -> NDArray[Any]:
         """The first ``rows`` rows: a C-contiguous view of this memory, for as long as the buffer lives."""
-        if rows == 1:
+        if rows == 1 or not self._batched:
             return self._first
-        return self._array[:rows] if self.spec.batched else self._array
+        return self._array[:rows]
 
     def keep(self, rows: NDArray[np.intp]) -> None:
         """Move the rows at these ascending indices to the front, in order."""

@@ -168,7 +168,7 @@ BARE_IMPORTS = """
 import importlib, importlib.util, pkgutil
 assert importlib.util.find_spec("torch") is None
 import edgekit
-needs_torch = ("edgekit.exporters.", "edgekit.zoo.", "edgekit.runtimes.eager", "edgekit.__main__")
+needs_torch = ("edgekit.exporters", "edgekit.zoo.", "edgekit.runtimes.eager", "edgekit.__main__")
 for module in pkgutil.walk_packages(edgekit.__path__, "edgekit."):
     if not module.name.startswith(needs_torch):
         importlib.import_module(module.name)
