@@ -46,10 +46,12 @@ __all__ = [
     "Profile",
     "Session",
     "__version__",
+    "add_exits",
     "calibrate",
     "export",
     "load",
     "profile",
+    "train_exits",
 ]
 
 _HOMES = {
@@ -137,6 +139,81 @@ def export(
         model, args, path, kwargs=kwargs, targets=targets, exits=exits, name=name, preprocess=preprocess,
         classes=classes, golden=golden, tolerance=tolerance, overwrite=overwrite, packed=packed, progress=progress,
     )  # fmt: skip
+
+
+def add_exits(
+    model: nn.Module, exits: Mapping[str, nn.Module | None] | Sequence[str], *, classes: int | None = None
+) -> nn.Module:
+    """Attach early exits to a network that has none. Needs the ``export`` extra.
+
+    The network is not changed: what comes back holds it as ``backbone`` and shares its weights. Its forward returns the
+    logits of the attached exits, in the order given, and then what the network itself returns, so that :func:`export`
+    takes it like any multi-exit network. Train the heads with :func:`train_exits`, or with a loop of your own.
+
+    Args:
+        model: any network.
+        exits: names of the modules, as in ``model.named_modules()``, whose output an exit reads, shallowest first; or
+            heads by those names. A head takes that output and gives logits ``(batch, classes)``; ``None`` stands for
+            the default one, the mean of each channel and a linear classifier.
+        classes: of the default heads. Without it they have no classifier: the channels' means are the logits.
+
+    Returns:
+        The network with its exits, in the mode that the network is in.
+
+    Raises:
+        DecisionError: there is no such module. The forward raises it for a module that is not called, called more than
+            once, or gives anything but one tensor.
+        MissingExtraError: torch is not installed.
+    """
+    from edgekit.errors import require
+
+    require("torch", extra="export", purpose="Attaching exits")
+    from edgekit import exporters
+
+    return exporters.add_exits(model, exits, classes=classes)
+
+
+def train_exits(
+    model: nn.Module,
+    data: Data,
+    *,
+    epochs: int = 20,
+    batch: int = 128,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> nn.Module:
+    """Train the heads that :func:`add_exits` attached, the network itself frozen: its weights and statistics stay.
+
+    Minimises the sum of the heads' cross-entropies with Adam (Kingma and Ba 2015), on the data as they are.
+
+    Args:
+        model: what :func:`add_exits` returned.
+        data: labelled training samples, as for :func:`calibrate`.
+        epochs: passes over them.
+        batch: samples per step.
+        learning_rate: of Adam.
+        seed: of the default heads' weights and the order of the samples.
+        progress: told after each epoch.
+
+    Returns:
+        ``model``, its modules in the modes that they were in.
+
+    Raises:
+        DataError: the data cannot be read, or have no labels.
+        DecisionError: no exits were attached, or one of them cannot be reached.
+        MissingExtraError: torch is not installed.
+    """
+    from edgekit.data import as_dataset
+    from edgekit.errors import require
+
+    require("torch", extra="export", purpose="Training exits")
+    from edgekit import exporters
+
+    samples = as_dataset(data, progress=progress)
+    return exporters.train_exits(
+        model, samples, epochs=epochs, batch=batch, learning_rate=learning_rate, seed=seed, progress=progress
+    )
 
 
 def load(

@@ -68,8 +68,11 @@ class Buffer(Protocol):
         """The first ``rows`` rows on the host. May be a view that the next run overwrites."""
         ...
 
-    def keep(self, rows: NDArray[np.intp]) -> None:
-        """Move the rows at these ascending indices to the front, in order."""
+    def copy(self, source: Buffer, rows: NDArray[np.intp], places: NDArray[np.intp]) -> None:
+        """Copy these rows of ``source``, a buffer of the same runtime and shape, to these places.
+
+        ``source`` may be this buffer; then no place is among the rows.
+        """
         ...
 
 

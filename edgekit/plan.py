@@ -1,4 +1,4 @@
-"""A network as a program on stages: run one, leave if its exit accepts, run the next.
+"""A network as a program on stages: run one, leave if its exit accepts, run a part only where its gate is open.
 
 A plan is data: immutable, validated when made, written to and read from JSON by msgspec. It names tensors; where
 they live is a runtime's business.
@@ -7,14 +7,14 @@ they live is a runtime's business.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from edgekit.errors import BundleError
 from edgekit.tensors import BATCH, TensorSpec
 
-__all__ = ["SCORES", "Exit", "Plan", "Run", "Stage"]
+__all__ = ["SCORES", "ZERO", "Exit", "Gate", "Plan", "Run", "Stage", "Step", "walk"]
 
 SCORES = ("max_prob", "margin", "neg_entropy")
 """Confidence scores that a stage can compute; each grows with confidence.
@@ -24,6 +24,10 @@ With ``p = softmax(logits / temperature)``: the largest ``p``; the largest minus
 """
 
 
+ZERO = ""
+"""Stands for a tensor of zeros among what a gate gives."""
+
+
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
     """One static subgraph, lowered to one artifact per target.
 
@@ -31,9 +35,10 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
         name: unique; also the artifact's file name.
         module: path of the module that most of the stage's work came from, ``""`` when it has none.
         inputs: network inputs, tensors of earlier stages, and ``temperature`` tensors, in artifact order.
-        outputs: tensors that later stages need, then those of the stage's exit.
+        outputs: tensors that later stages and gates need, then those of the stage's exit.
         macs: multiply-accumulates for one sample; ``None`` when they could not be counted.
         weight_bytes: bytes of the weights and constants that it holds.
+        exit: whether it ends in an exit: its last outputs are the logits and one score of each kind.
     """
 
     name: str
@@ -42,6 +47,17 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[str, ...]
     macs: int | None
     weight_bytes: int
+    exit: bool = True
+
+    @property
+    def live(self) -> tuple[str, ...]:
+        """Outputs that later stages and gates need."""
+        return self.outputs[: -1 - len(SCORES)] if self.exit else self.outputs
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Outputs of its exit: logits, then a score of each kind; empty when it ends in none."""
+        return self.outputs[-1 - len(SCORES) :] if self.exit else ()
 
 
 class Run(msgspec.Struct, frozen=True, tag_field="do", tag="run"):
@@ -68,6 +84,37 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="exit"
     probabilities: bool = False
 
 
+class Gate(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="gate"):
+    """Rows whose value is not zero take one way, the others another; a NaN is not zero.
+
+    Attributes:
+        name: unique, after the module that it guards.
+        value: tensor with one number for each row, of any shape with one element a row.
+        steps: what rows run when the gate is open. Holds no exits.
+        otherwise: what they run when it is closed; mostly nothing.
+        outputs: what the gate gives, by name: the tensor that it is when open, and when closed. :data:`ZERO` stands
+            for zeros; a tensor made before the gate is handed through.
+    """
+
+    name: str
+    value: str
+    steps: tuple[Step, ...]
+    otherwise: tuple[Step, ...] = ()
+    outputs: dict[str, tuple[str, str]]
+
+
+Step = Run | Exit | Gate
+
+
+def walk(steps: Iterable[Step]) -> Iterator[Step]:
+    """Every step in the order of its execution, those inside gates after the gate."""
+    for step in steps:
+        yield step
+        if isinstance(step, Gate):
+            yield from walk(step.steps)
+            yield from walk(step.otherwise)
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Inputs, tensors, stages and steps of one network.
 
@@ -81,7 +128,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     tensors: dict[str, TensorSpec]
     stages: tuple[Stage, ...]
-    steps: tuple[Run | Exit, ...]
+    steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -92,6 +139,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     def exits(self) -> tuple[Exit, ...]:
         """The exits, in order."""
         return tuple(step for step in self.steps if isinstance(step, Exit))
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The gates, nested ones after the one that holds them."""
+        return tuple(step for step in walk(self.steps) if isinstance(step, Gate))
 
     @property
     def classes(self) -> int:
@@ -105,12 +157,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return next(stage for stage in self.stages if stage.name == name)
 
     def stages_before(self, exit_index: int) -> tuple[Stage, ...]:
-        """Every stage that has run when exit number ``exit_index`` (from 0) decides."""
+        """Every stage that has run when exit number ``exit_index`` (from 0) decides, if every gate was open.
+
+        One that runs several times is there as often.
+        """
         position = self.steps.index(self.exits[exit_index])
-        return tuple(self.stage(step.stage) for step in self.steps[:position] if isinstance(step, Run))
+        return tuple(self.stage(name) for name in _when_open(self.steps[:position]))
 
     def exit_macs(self) -> tuple[int | None, ...]:
-        """MACs for one sample that leaves at each exit, heads passed on the way included."""
+        """MACs for one sample that leaves at each exit with every gate open, heads passed on the way included."""
         totals: list[int | None] = []
         for index in range(len(self.exits)):
             counts = [stage.macs for stage in self.stages_before(index)]
@@ -134,6 +189,7 @@ def _problems(plan: Plan) -> Iterator[str]:
     for kind, names in (
         ("stage", [stage.name for stage in plan.stages]),
         ("exit", [step.name for step in plan.exits]),
+        ("gate", [step.name for step in plan.gates]),
         ("input", [spec.name for spec in plan.inputs]),
     ):
         doubled = sorted({name for name in names if names.count(name) > 1})
@@ -152,32 +208,77 @@ def _problems(plan: Plan) -> Iterator[str]:
         if plan.tensors[spec.name] != spec:
             yield f"input '{spec.name}' has two specifications"
     yield from _step_problems(plan, stages, ready)
-    if {step.stage for step in plan.steps if isinstance(step, Run)} != set(stages):
+    if {step.stage for step in walk(plan.steps) if isinstance(step, Run)} != set(stages):
         yield "a stage is never run"
     widths = {plan.tensors[step.logits].shape[1:] for step in plan.exits}
     if len(widths) > 1:
         yield f"exits tell different numbers of classes apart: {sorted(widths)}"
 
 
+def _when_open(steps: Iterable[Step]) -> Iterator[str]:
+    """Stages in the order in which a row runs them for which every gate is open."""
+    for step in steps:
+        if isinstance(step, Run):
+            yield step.stage
+        elif isinstance(step, Gate):
+            yield from _when_open(step.steps)
+
+
 def _step_problems(plan: Plan, stages: dict[str, Stage], ready: set[str]) -> Iterator[str]:
     for step in plan.steps:
-        if isinstance(step, Run):
-            if step.stage not in stages:
-                yield f"it runs stage '{step.stage}', which does not exist"
-                continue
-            stage = stages[step.stage]
-            missing = [name for name in stage.inputs if name not in ready]
-            if missing:
-                yield f"stage '{stage.name}' needs '{missing[0]}' before anything has made it"
-            untold = [name for name in stage.outputs if name not in plan.tensors]
-            if untold:
-                yield f"output '{untold[0]}' of stage '{stage.name}' has no specification"
-            ready.update(stage.outputs)
+        if isinstance(step, Exit):
+            yield from _exit_problems(plan, step, ready)
         else:
-            if set(step.scores) != set(SCORES):
-                yield f"exit '{step.name}' must have the scores {', '.join(SCORES)}"
-            missing = [name for name in (step.logits, *step.scores.values()) if name not in ready]
-            if missing:
-                yield f"exit '{step.name}' needs '{missing[0]}' before anything has made it"
-            elif len(shape := plan.tensors[step.logits].shape) != 2 or shape[0] not in (BATCH, 1):
-                yield f"logits of exit '{step.name}' must be (batch, classes)"
+            yield from _run_problems(plan, step, stages, ready)
+
+
+def _run_problems(plan: Plan, step: Step, stages: dict[str, Stage], ready: set[str]) -> Iterator[str]:
+    """Problems of a step that is no exit. Adds what it makes to ``ready``."""
+    if isinstance(step, Exit):
+        yield f"exit '{step.name}' is inside a gate"
+    elif isinstance(step, Run):
+        if step.stage not in stages:
+            yield f"it runs stage '{step.stage}', which does not exist"
+            return
+        stage = stages[step.stage]
+        missing = [name for name in stage.inputs if name not in ready]
+        if missing:
+            yield f"stage '{stage.name}' needs '{missing[0]}' before anything has made it"
+        untold = [name for name in stage.outputs if name not in plan.tensors]
+        if untold:
+            yield f"output '{untold[0]}' of stage '{stage.name}' has no specification"
+        ready.update(stage.outputs)
+    else:
+        if step.value not in ready:
+            yield f"gate '{step.name}' needs '{step.value}' before anything has made it"
+        elif plan.tensors[step.value].row_size != 1:
+            yield f"value '{step.value}' of gate '{step.name}' is not one number for each row"
+        for way, inner in enumerate((step.steps, step.otherwise)):
+            made = set(ready)
+            for each in inner:
+                yield from _run_problems(plan, each, stages, made)
+            yield from _join_problems(plan, step, way, made)
+        ready.update(step.outputs)
+
+
+def _join_problems(plan: Plan, gate: Gate, way: int, made: set[str]) -> Iterator[str]:
+    """Problems of what a gate gives when it is open (``way`` 0) or closed (1)."""
+    state = ("open", "closed")[way]
+    for name, sources in gate.outputs.items():
+        source = sources[way]
+        if name not in plan.tensors:
+            yield f"output '{name}' of gate '{gate.name}' has no specification"
+        elif source != ZERO and source not in made:
+            yield f"gate '{gate.name}' gives '{source}' when {state}, which nothing has made"
+        elif source != ZERO and not plan.tensors[source].like(plan.tensors[name]):
+            yield f"gate '{gate.name}' gives '{source}' as '{name}', which has another shape or dtype"
+
+
+def _exit_problems(plan: Plan, step: Exit, ready: set[str]) -> Iterator[str]:
+    if set(step.scores) != set(SCORES):
+        yield f"exit '{step.name}' must have the scores {', '.join(SCORES)}"
+    missing = [name for name in (step.logits, *step.scores.values()) if name not in ready]
+    if missing:
+        yield f"exit '{step.name}' needs '{missing[0]}' before anything has made it"
+    elif len(shape := plan.tensors[step.logits].shape) != 2 or shape[0] not in (BATCH, 1):
+        yield f"logits of exit '{step.name}' must be (batch, classes)"

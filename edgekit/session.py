@@ -1,16 +1,15 @@
 """Walks a plan over open stages: run, decide, leave or go on. The hot path.
 
-One sample goes through a flat loop of pre-bound stages. A batch decides row by row: rows that leave are copied out,
-those that stay are moved together in the tensors that later stages still read, and the next stage runs on fewer rows.
-Both compare the same float32 score with the same float32 threshold.
+One sample goes through a flat loop of pre-bound stages (:mod:`edgekit.one_row`). A batch decides row by row: rows that
+leave are copied out, those that stay are moved together, and rows for which a gate is open run its part together
+(:mod:`edgekit.many_rows`). Both compare the same float32 score with the same float32 threshold.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -23,20 +22,20 @@ from numpy.typing import NDArray
 from edgekit import plugins
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, InputError, PluginError
-from edgekit.interfaces import Buffer, Runtime, StageRunner
-from edgekit.plan import Plan, Run
+from edgekit.interfaces import Runtime
+from edgekit.many_rows import Answers, ManyRows
+from edgekit.one_row import Node, OneRow
+from edgekit.plan import Plan
 from edgekit.policy import Policy
-from edgekit.route import Hop, hops, read_by
+from edgekit.route import Block, route
+from edgekit.slots import Slots
 from edgekit.tensors import BATCH, TensorSpec, check_inputs
 
 __all__ = ["Result", "Session"]
 
-BINDINGS_PER_STAGE = 64
-"""Bindings kept per stage, least recently used first out: every number of rows that a batch of 64 can shrink to. One
-holds a few kilobytes and is made again in some ten microseconds, little beside a stage on more than 64 rows."""
-
 Arrays = list[NDArray[Any]]
-_NAN = np.float32(np.nan)
+Asked = tuple[int | None, frozenset[tuple[str, bool]]]
+"""What a run is forced to: an exit, and outcomes of gates."""
 
 
 class Result(msgspec.Struct, frozen=True, eq=False):
@@ -53,32 +52,6 @@ class Result(msgspec.Struct, frozen=True, eq=False):
     exit: NDArray[np.int64]
     score: NDArray[np.float32]
     executed: dict[str, int]
-
-
-class _Bound(msgspec.Struct, frozen=True, eq=False):
-    """A hop bound to one row.
-
-    Every Python instruction counts here: a stage leaves the processor's caches cold, and the interpreter with them.
-
-    Attributes:
-        run: the stages up to the decision.
-        score: reads the score.
-        threshold: from which a row leaves; NaN lets none leave.
-        logits: reads the logits ``(1, classes)``.
-        scores: reads the score ``(1,)``.
-        exit: its index ``(1,)``.
-        executed: the result's account of stages when this is the last hop.
-        stages: names, for errors.
-    """
-
-    run: Callable[[], None]
-    score: Callable[[], float]
-    threshold: float
-    logits: Callable[[int], NDArray[Any]]
-    scores: Callable[[int], NDArray[Any]]
-    exit: NDArray[np.int64]
-    executed: dict[str, int]
-    stages: tuple[str, ...]
 
 
 class Session:
@@ -113,27 +86,19 @@ class Session:
         self._policy.require_fits(plan)
         self._specs, self._one_by_one = _row_specs(plan)
         self._row = (self._specs[0].concrete(1), np.dtype(self._specs[0].dtype)) if len(self._specs) == 1 else None
-        self._rows = 0
-        self._bindings: OrderedDict[tuple[str, int, tuple[str, ...]], Callable[[], None]] = OrderedDict()
-        self._routes: dict[int | None, tuple[Hop, ...]] = {}
-        self._bound: dict[int | None, tuple[_Bound, ...]] = {}
+        self._has_run = False
         self._stack = ExitStack()
-        self._runners: dict[str, StageRunner] = {}
+        self._slots = Slots(plan, runtime, artifacts)
+        self._stack.callback(self._slots.close)
         begin = time.perf_counter_ns()
         try:
-            for stage in plan.stages:
-                runner = runtime.open(stage, artifacts[stage.name] if runtime.target else Path())
-                self._stack.callback(runner.close)
-                self._runners[stage.name] = runner
-            self._buffers = {name: runtime.allocate(spec, 1) for name, spec in plan.tensors.items()}
-            self._rows = 1
+            self._many = ManyRows(self._slots)
             self.use(self._policy)
-            self._flat(None)
+            self._start(_FREE)
         except BaseException:
             self._stack.close()
             raise
-        self._load_s = (time.perf_counter_ns() - begin) / 1e9
-        self._has_run = False
+        self._load_s = self._slots.open_s + (time.perf_counter_ns() - begin) / 1e9
 
     @classmethod
     def open(
@@ -191,9 +156,7 @@ class Session:
 
     def close(self) -> None:
         """Close the stages, and what :meth:`open` opened."""
-        self._runners = {}
-        self._forget()
-        self._buffers = {}
+        self._void()
         self._stack.close()
 
     @property
@@ -235,33 +198,42 @@ class Session:
         policy.require_fits(self._plan)
         self._require_open()
         self._policy = policy
-        for step, temperature in zip(self._plan.exits, policy.temperatures, strict=True):
-            self._buffers[step.temperature].write(np.array(temperature, dtype=np.float32))
-        self._routes.clear()
-        self._bound.clear()
+        self._slots.use(policy)
+        self._routes: dict[Asked, Block] = {}
+        self._void()
 
-    def run(self, inputs: Any, *, exit: int | None = None) -> Result:  # noqa: A002
-        """Run a batch; each row leaves where the policy lets it.
+    def run(
+        self,
+        inputs: Any,
+        *,
+        exit: int | None = None,  # noqa: A002
+        gates: Mapping[str, bool] | None = None,
+    ) -> Result:
+        """Run a batch; each row leaves where the policy lets it, and each gate is open for the rows it is open for.
 
         Args:
             inputs: one array, a sequence in the plan's order, or a mapping by name; ``(batch, ...)`` each.
             exit: every row leaves at this exit (from 0), whatever its score, having paid all that a row of a real
                 stream pays on the way: scores and comparisons of the exits that it passes.
+            gates: by name, whether every row finds the gate open, whatever its value, which is computed all the same.
 
         Raises:
-            InputError: inputs that do not fit the plan, an empty batch, or no such exit.
+            InputError: inputs that do not fit the plan, an empty batch, or no such exit or gate.
         """
-        bound = self._bound.get(exit)
-        if bound is not None and type(inputs) is np.ndarray and (inputs.shape, inputs.dtype) == self._row:
+        asked = (exit, frozenset(gates.items())) if gates else (exit, _NO_GATES)
+        node = self._starts.get(asked)
+        if node is not None and type(inputs) is np.ndarray and (inputs.shape, inputs.dtype) == self._row:
             # One sample of the only input, and all is bound: what a stream gives, time after time.
-            self._buffers[self._specs[0].name].write(inputs)
-            return self._run_row(bound)
-        if exit is not None and not 0 <= exit < len(self._plan.exits):
-            raise InputError(f"exit {exit} does not exist; the network has exits 0 to {len(self._plan.exits) - 1}")
+            self._slots.given[self._specs[0].name].write(inputs)
+            return self._run_row(node)
+        self._require_known(exit, gates or {})
         arrays, rows = self._accept(inputs)
         if rows == 1 or self._one_by_one:
-            return _joined([self._write_row(arrays, row, exit) for row in range(rows)])
-        return self._run_rows(arrays, rows, exit)
+            return _joined([self._write_row(arrays, row, asked) for row in range(rows)])
+        self._write(arrays, rows)
+        answers = Answers(rows, self._plan.classes, self._slots.runners)
+        self._many.run(self._route(asked), answers)
+        return Result(answers.logits, answers.exit, answers.score, answers.executed)
 
     def run_exits(self, inputs: Any) -> tuple[NDArray[np.float32], ...]:
         """Logits of every exit, ``(batch, classes) float32`` each, in order. Nobody leaves early.
@@ -273,10 +245,23 @@ class Session:
             InputError: inputs that do not fit the plan, or an empty batch.
         """
         arrays, rows = self._accept(inputs)
-        if self._one_by_one and rows > 1:
-            parts = [self._all_logits([array[row : row + 1] for array in arrays], 1) for row in range(rows)]
-            return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
-        return self._all_logits(arrays, rows)
+        everywhere = route(self._plan, None, dict.fromkeys(range(len(self._plan.exits)), math.nan))
+        if not self._one_by_one or rows == 1:
+            self._write(arrays, rows)
+            return self._many.all_logits(everywhere, rows)
+        parts = []
+        for row in range(rows):
+            self._write([array[row : row + 1] for array in arrays], 1)
+            parts.append(self._many.all_logits(everywhere, 1))
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def _require_known(self, exit: int | None, gates: Mapping[str, bool]) -> None:  # noqa: A002
+        if exit is not None and not 0 <= exit < len(self._plan.exits):
+            raise InputError(f"exit {exit} does not exist; the network has exits 0 to {len(self._plan.exits) - 1}")
+        known = [gate.name for gate in self._plan.gates]
+        unknown = sorted(set(gates) - set(known))
+        if unknown:
+            raise InputError(f"gate '{unknown[0]}' does not exist; the network has {', '.join(known) or 'no gates'}")
 
     def _accept(self, inputs: Any) -> tuple[Arrays, int]:
         self._require_open()
@@ -287,143 +272,46 @@ class Session:
         return arrays, rows
 
     def _require_open(self) -> None:
-        if not self._runners:
+        if not self._slots.runners:
             raise EdgekitError("the session is closed; open the bundle again")
 
+    def _void(self) -> None:
+        """Forget what is bound to places that are no more, or to routes that were."""
+        self._one = OneRow(self._slots)
+        self._starts: dict[Asked, Node] = {}
+
     def _write(self, arrays: Arrays, rows: int) -> None:
-        if rows > self._rows:
-            self._forget()
-            for spec in self._plan.tensors.values():
-                if spec.batched:
-                    self._buffers[spec.name] = self._runtime.allocate(spec, rows)
-            self._rows = rows
+        if self._slots.grow(rows):
+            self._void()
         for spec, array in zip(self._specs, arrays, strict=True):
-            self._buffers[spec.name].write(array)
+            self._slots.given[spec.name].write(array)
 
-    def _forget(self) -> None:
-        self._bindings.clear()
-        self._bound.clear()
-
-    def _write_row(self, arrays: Arrays, row: int, exit: int | None) -> Result:  # noqa: A002
+    def _write_row(self, arrays: Arrays, row: int, asked: Asked) -> Result:
         self._write([array[row : row + 1] for array in arrays], 1)
-        return self._run_row(self._bound.get(exit) or self._flat(exit))
+        return self._run_row(self._starts.get(asked) or self._start(asked))
 
-    def _run_row(self, bound: tuple[_Bound, ...]) -> Result:
-        finite = True
-        try:
-            for hop in bound:
-                hop.run()
-                if hop.score() >= hop.threshold and all(np.isfinite(hop.logits(1)[0]).tolist()):
-                    break
-            else:
-                finite = all(np.isfinite(hop.logits(1)[0]).tolist())
-        except EdgekitError:
-            raise
-        except Exception as error:
-            raise self._failure(hop.stages, error) from error
+    def _run_row(self, node: Node) -> Result:
+        left, finite, way = self._one.run(node)
         self._has_run = True
-        score = hop.scores(1).copy()
+        score = left.scores(1).copy()
         if not finite:
             score[0] = np.nan
-        return Result(hop.logits(1).copy(), hop.exit.copy(), score, hop.executed.copy())
+        assert left.exit is not None
+        return Result(left.logits(1).copy(), left.exit.copy(), score, self._one.executed(way))
 
-    def _failure(self, stages: Sequence[str], error: Exception) -> EdgekitError:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return EdgekitError(f"stage '{', '.join(stages)}' failed in {self._runtime.name} ({line})")
+    def _start(self, asked: Asked) -> Node:
+        """The first node of one row's route, with what follows bound."""
+        self._starts[asked] = self._one.start(self._route(asked))
+        return self._starts[asked]
 
-    def _run_rows(self, arrays: Arrays, rows: int, exit: int | None) -> Result:  # noqa: A002
-        self._write(arrays, rows)
-        route = self._route(exit)
-        result = Result(
-            np.empty((rows, self._plan.classes), dtype=np.float32),
-            np.empty(rows, dtype=np.int64),
-            np.empty(rows, dtype=np.float32),
-            dict.fromkeys(self._runners, 0),
-        )
-        remaining = np.arange(rows)
-        for hop in route:
-            count = len(remaining)
-            for stage, outputs in hop.stages:
-                self._run_stage(stage, count, outputs)
-                result.executed[stage] += count
-            logits = self._buffers[hop.logits].read(count)
-            # Kernels may drop a NaN on the way to the score, so the logits are looked at.
-            score = np.where(np.isfinite(logits).all(axis=1), self._buffers[hop.score].read(count), _NAN)
-            done = np.ones(count, dtype=np.bool_) if hop is route[-1] else score >= hop.threshold
-            leaving = remaining[done]
-            result.logits[leaving] = logits[done]
-            result.exit[leaving] = hop.exit
-            result.score[leaving] = score[done]
-            staying = np.flatnonzero(~done)
-            if len(staying) == 0:
-                break
-            if len(staying) < count:
-                remaining = remaining[staying]
-                for name in hop.live:
-                    self._buffers[name].keep(staying)
-        return result
-
-    def _all_logits(self, arrays: Arrays, rows: int) -> tuple[NDArray[np.float32], ...]:
-        self._write(arrays, rows)
-        logits = [step.logits for step in self._plan.exits]
-        needed = read_by(self._plan.steps, self._plan) | set(logits)
-        for step in self._plan.steps:
-            if isinstance(step, Run):
-                outputs = tuple(name for name in self._plan.stage(step.stage).outputs if name in needed)
-                self._run_stage(step.stage, rows, outputs)
-        return tuple(self._buffers[name].read(rows).copy() for name in logits)
-
-    def _run_stage(self, stage: str, rows: int, outputs: tuple[str, ...]) -> None:
-        try:
-            self._binding(stage, rows, outputs)()
-        except EdgekitError:
-            raise
-        except Exception as error:
-            raise self._failure([stage], error) from error
-
-    def _binding(self, stage: str, rows: int, outputs: tuple[str, ...]) -> Callable[[], None]:
-        """What runs a stage on so many rows, bound before or now."""
-        key = (stage, rows, outputs)
-        found = self._bindings.get(key)
-        if found is None:
-            found = self._runners[stage].bind(self._buffers, rows=rows, outputs=outputs)
-            self._bindings[key] = found
-            if len(self._bindings) > BINDINGS_PER_STAGE * len(self._runners):
-                self._bindings.popitem(last=False)
-        else:
-            self._bindings.move_to_end(key)
-        return found
-
-    def _flat(self, exit: int | None) -> tuple[_Bound, ...]:  # noqa: A002
-        """The route of one row, bound."""
-        executed = dict.fromkeys(self._runners, 0)
-        bound = []
-        for hop in self._route(exit):
-            for stage, _ in hop.stages:
-                executed[stage] += 1
-            logits, score = self._buffers[hop.logits], self._buffers[hop.score]
-            bound.append(
-                _Bound(
-                    run=_in_turn([self._binding(stage, 1, outputs) for stage, outputs in hop.stages]),
-                    score=_reader(score),
-                    threshold=float(hop.threshold),
-                    logits=logits.read,
-                    scores=score.read,
-                    exit=np.array([hop.exit], dtype=np.int64),
-                    executed=executed.copy(),
-                    stages=tuple(stage for stage, _ in hop.stages),
-                )
-            )
-        self._bound[exit] = tuple(bound)
-        return self._bound[exit]
-
-    def _route(self, exit: int | None) -> tuple[Hop, ...]:  # noqa: A002
+    def _route(self, asked: Asked) -> Block:
         """Decisions of a run that is forced to an exit, or of the policy's.
 
         The policy's leaves out exits that are never taken, so that their heads need not run; a forced one decides at
         every exit on the way and lets nobody leave.
         """
-        if exit not in self._routes:
+        if asked not in self._routes:
+            exit, gates = asked  # noqa: A001
             last = len(self._plan.exits) - 1
             thresholds = dict(enumerate(self._policy.thresholds))
             if exit is None:
@@ -433,27 +321,12 @@ class Session:
                 deciding[last] = math.nan
             else:
                 deciding = dict.fromkeys(range(exit + 1), math.nan)
-            self._routes[exit] = hops(self._plan, self._policy.score, deciding)
-        return self._routes[exit]
+            self._routes[asked] = route(self._plan, self._policy.score, deciding, dict(gates))
+        return self._routes[asked]
 
 
-def _reader(score: Buffer) -> Callable[[], float]:
-    """What reads one row's score."""
-    view = score.read(1)
-    read: Callable[[], float] = view.item if score.shared else lambda: score.read(1).item()
-    return read
-
-
-def _in_turn(runs: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """One call for several; a single one is itself."""
-    if len(runs) == 1:
-        return runs[0]
-
-    def run() -> None:
-        for each in runs:
-            each()
-
-    return run
+_NO_GATES: frozenset[tuple[str, bool]] = frozenset()
+_FREE: Asked = (None, _NO_GATES)
 
 
 def _row_specs(plan: Plan) -> tuple[tuple[TensorSpec, ...], bool]:

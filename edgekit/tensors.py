@@ -54,8 +54,16 @@ class TensorSpec(msgspec.Struct, frozen=True):
     @property
     def row_bytes(self) -> int:
         """Bytes of one sample's row (of the whole tensor where it is not batched)."""
-        sizes = self.concrete(1)
-        return int(np.prod(sizes, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return self.row_size * np.dtype(self.dtype).itemsize
+
+    @property
+    def row_size(self) -> int:
+        """Elements of one sample's row (of the whole tensor where it is not batched)."""
+        return int(np.prod(self.concrete(1), dtype=np.int64))
+
+    def like(self, other: TensorSpec) -> bool:
+        """Whether the other has the same dtype and shape, whatever its name."""
+        return (self.dtype, self.shape) == (other.dtype, other.shape)
 
     def check(self, array: Any) -> NDArray[Any]:
         """``array``, C-contiguous, when it fits this contract.

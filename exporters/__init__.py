@@ -9,6 +9,7 @@ if __name__ != "edgekit.exporters":
         f"import edgekit.exporters, not {__name__}: a second copy of every class would not be the first one's equal"
     )
 
+from edgekit.exporters.attach import add_exits, train_exits
 from edgekit.exporters.export import Staged, export_bundle, stage_model
 
-__all__ = ["Staged", "export_bundle", "stage_model"]
+__all__ = ["Staged", "add_exits", "export_bundle", "stage_model", "train_exits"]

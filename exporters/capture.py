@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -26,11 +27,13 @@ from edgekit.errors import CaptureError
 from edgekit.exporters.graph import (
     drop_same_size,
     keep_batch,
+    merge_views,
     refuse_control_flow,
     refuse_random,
     refuse_state,
     refuse_values,
 )
+from edgekit.exporters.mixtures import mixtures_as_sums
 from edgekit.exporters.source import reason
 from edgekit.tensors import BATCH
 
@@ -85,6 +88,11 @@ class Captured:
     route: str
     attempts: tuple[Attempt, ...]
     notes: tuple[str, ...]
+
+    @property
+    def rows(self) -> Any:
+        """The batch as it appears in shapes: an expression, or 1."""
+        return 1 if self.batch != BATCH else self.inputs[0].meta["val"].shape[0].node.expr
 
     def run(self, model: nn.Module, inputs: Sequence[Tensor]) -> Any:
         """What the eager ``model`` returns for flattened ``inputs``; it is left as it was."""
@@ -190,21 +198,23 @@ def _captured(
     attempts: Sequence[Attempt],
 ) -> Captured:
     signature = program.graph_signature
-    by_name = {node.name: node for node in program.graph.nodes}
     refuse_control_flow(program)
     refuse_random(program)
     keep_batch(program)
     drop_same_size(program)
+    mixtures_as_sums(program)
+    merge_views(program)
     used_names = {str(name) for name in signature.user_inputs}
     inputs = tuple(node for node in program.graph.nodes if node.op == "placeholder" and node.name in used_names)
     tensors = tuple(leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))
     placeholders = tuple(node for node in inputs if isinstance(node.meta.get("val"), Tensor))
     paths, _ = pytree.tree_flatten_with_path(reference)
-    names = signature.user_outputs
+    returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)  # type: ignore[arg-type]
+    nodes = [node for node, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
     outputs = tuple(
-        Output(path=_path(path), node=by_name[str(name)], value=leaf)
-        for (path, leaf), name in zip(paths, names, strict=True)
-        if isinstance(leaf, Tensor) and name is not None
+        Output(path=_path(path), node=node, value=leaf)
+        for (path, leaf), node in zip(paths, nodes, strict=True)
+        if isinstance(leaf, Tensor) and isinstance(node, Node)
     )
     refuse_state(program, [output.node for output in outputs])
     refuse_values(inputs, [output.node for output in outputs])

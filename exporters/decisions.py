@@ -12,6 +12,7 @@ from torch.fx import Node
 from edgekit.errors import DecisionError
 from edgekit.exporters.capture import Captured, Output
 from edgekit.exporters.graph import ancestors
+from edgekit.exporters.hard import operator_name
 
 __all__ = ["ExitPoint", "find_exits"]
 
@@ -38,7 +39,11 @@ class ExitPoint:
 
 
 def find_exits(
-    captured: Captured, *, names: Sequence[str] | None = None, macs: Mapping[Node, int] | None = None
+    captured: Captured,
+    *,
+    names: Sequence[str] | None = None,
+    macs: Mapping[Node, int] | None = None,
+    gate_values: Sequence[Node] = (),
 ) -> tuple[tuple[ExitPoint, ...], tuple[str, ...]]:
     """The exits in the order in which they are reached, and notes on what was left out.
 
@@ -48,12 +53,14 @@ def find_exits(
             order; found by themselves when ``None``: the 2-D floating-point outputs with one row per sample.
         macs: of each node. With them, outputs that a model returns in another order than it computes them (the final
             one first, as GoogLeNet does) are put in order of the work that leads to them.
+        gate_values: hard values. Outputs that lead to one (a gate's probabilities, which networks return to train it)
+            are not taken for logits where there are others.
 
     Raises:
         DecisionError: no output is logits, or several kinds of outputs could be.
     """
     if names is None:
-        points = [_point(captured, output) for output in _logits(captured, macs or {})]
+        points = [_point(captured, output) for output in _logits(captured, macs or {}, gate_values)]
     elif isinstance(names, str) or not names:
         raise DecisionError("exits must be a list of names, as ['branch1', 'branch2']; leave it out to have them found")
     else:
@@ -112,7 +119,7 @@ def _unused(wish: str, taken: Container[str]) -> str:
     return wish if wish not in taken else _unused(f"{wish}_", taken)
 
 
-def _logits(captured: Captured, macs: Mapping[Node, int]) -> list[Output]:
+def _logits(captured: Captured, macs: Mapping[Node, int], gate_values: Sequence[Node]) -> list[Output]:
     """The outputs that can only be logits: the largest group of one shape, if the last answer is among them."""
     rows = len(captured.example[0])
     groups: dict[int, list[Output]] = defaultdict(list)
@@ -128,6 +135,10 @@ def _logits(captured: Captured, macs: Mapping[Node, int]) -> list[Output]:
             f"no output is logits of shape (batch, classes); the model returns {listing or 'no tensor'}: "
             "return logits, or name the module that gives them with exits=[...]"
         )
+    if len(groups) > 1:
+        leading = ancestors(gate_values)
+        apart = {size: group for size, group in groups.items() if not all(_before(o.node) in leading for o in group)}
+        groups = apart or groups
     largest = max(len(group) for group in groups.values())
     candidates = [group for group in groups.values() if len(group) == largest]
     last = max((output for group in groups.values() for output in group), key=lambda output: _work(output.node, macs))
@@ -171,7 +182,7 @@ def _point(captured: Captured, output: Output) -> ExitPoint:
 def _before_softmax(node: Node) -> Node | None:
     """What enters the softmax over classes that ends in ``node``, if one does."""
     shape = tuple(node.meta["val"].shape)
-    while node.op == "call_function" and getattr(node.target, "_opname", "") in _VIEWS:
+    while node.op == "call_function" and operator_name(node) in _VIEWS:
         node = node.all_input_nodes[0]
     if node.op != "call_function" or node.target not in _SOFTMAX:
         return None
@@ -179,6 +190,15 @@ def _before_softmax(node: Node) -> Node | None:
     if isinstance(source, Node) and tuple(source.meta["val"].shape) == shape and dimension in (1, -1):
         return source
     return None
+
+
+def _before(node: Node) -> Node:
+    """What a tensor is a mere softmax or view of."""
+    while node.op == "call_function" and (
+        operator_name(node) in _VIEWS or "softmax" in operator_name(node) or operator_name(node) in ("log", "sigmoid")
+    ):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _looks_like_probabilities(output: Output) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from edgekit import plugins
@@ -19,12 +20,19 @@ from edgekit.data import Preprocess
 from edgekit.errors import CaptureError, EdgekitError, LoweringError
 from edgekit.exporters.capture import Captured, capture
 from edgekit.exporters.decisions import ExitPoint, find_exits
+from edgekit.exporters.gates import SMALLEST_GATE, GatePoint, Gates, find_gates, gate_values
 from edgekit.exporters.macs import count_macs
-from edgekit.exporters.parity import check_parity, eager_exits, golden_inputs, require_rows_apart
-from edgekit.exporters.partition import Cut, partition
-from edgekit.exporters.stages import make_plan, trace_stage
+from edgekit.exporters.parity import (
+    check_parity,
+    eager_exits,
+    forced_exits,
+    golden_inputs,
+    require_rows_apart,
+)
+from edgekit.exporters.partition import Cut, Part, partition
+from edgekit.exporters.stages import all_cuts, make_plan, trace_stage
 from edgekit.interfaces import Runtime, Target
-from edgekit.plan import SCORES, Plan, Stage
+from edgekit.plan import Plan, Stage
 from edgekit.progress import Progress, silent
 from edgekit.session import Session
 from edgekit.tensors import BATCH
@@ -39,7 +47,8 @@ class Staged:
         model: the eager model.
         captured: its graph.
         exits: in order.
-        cuts: one stage each.
+        gates: found between the exits.
+        parts: stages and gates.
         plan: the program that runs them.
         notes: what was left out or reordered.
     """
@@ -49,31 +58,68 @@ class Staged:
         model: nn.Module,
         captured: Captured,
         exits: tuple[ExitPoint, ...],
-        cuts: tuple[Cut, ...],
+        gates: Gates,
+        parts: tuple[Part, ...],
         notes: tuple[str, ...],
     ) -> None:
         self.model = model
         self.captured = captured
         self.exits = exits
-        self.cuts = cuts
-        self.plan = make_plan(captured, cuts)
+        self.gates = gates
+        self.parts = parts
+        self.plan = make_plan(captured, parts)
         self.notes = notes
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The stages as modules, in the plan's order, those inside gates among them."""
+        return tuple(all_cuts(self.parts))
+
+    def forced(self, inputs: Sequence[Tensor]) -> list[tuple[dict[str, bool], Sequence[Tensor]]]:
+        """Settings of the gates, and what the whole graph gives at each exit then.
+
+        All open; all closed; and, on two samples, each alone closed, with those that hang on the same value.
+        """
+        gates = list(self.gates.all())
+        if not gates:
+            return []
+        settings = [(dict.fromkeys([gate.name for gate in gates], is_open), inputs) for is_open in (True, False)]
+        values = dict.fromkeys(gate.value for gate in gates)
+        two = [tensor[:2] for tensor in inputs]
+        if len(values) > 1:
+            settings += [({gate.name: gate.value is not value for gate in gates}, two) for value in values]
+        return [
+            (named, forced_exits(self.captured, self.exits, given, _by_value(gates, named)))
+            for named, given in settings
+        ]
 
     def eager(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the eager model gives at each exit."""
         return eager_exits(self.model, self.captured, self.exits, inputs)
 
 
+def _by_value(gates: Sequence[GatePoint], named: Mapping[str, bool]) -> dict[Node, bool]:
+    """Outcomes by the gates' values; an open gate that scales keeps its own."""
+    return {gate.value: named[gate.name] for gate in gates if gate.binary or not named[gate.name]}
+
+
 def stage_model(
-    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None, *, exits: Sequence[str] | None = None
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    exits: Sequence[str] | None = None,
+    smallest_gate: int = SMALLEST_GATE,
 ) -> Staged:
     """Capture a model, find its exits and cut it there. Arguments and errors as in :func:`export_bundle`."""
     captured = capture(model, _tensors(args), _tensor_mapping(kwargs))
     macs = count_macs(captured.program, rows=len(captured.example[0]))
-    points, notes = find_exits(captured, names=exits, macs=macs)
-    cuts = partition(captured, points, macs)
+    values = gate_values(captured)
+    points, notes = find_exits(captured, names=exits, macs=macs, gate_values=values)
+    gates = find_gates(captured, points, macs, smallest=smallest_gate)
+    parts = partition(captured, points, gates, macs)
     uncounted = () if macs is not None else ("MACs could not be counted: an operator has no shape function",)
-    return Staged(model, captured, points, cuts, (*captured.notes, *notes, *uncounted))
+    return Staged(model, captured, points, gates, parts, (*captured.notes, *notes, *uncounted))
 
 
 def export_bundle(
@@ -84,6 +130,7 @@ def export_bundle(
     kwargs: Mapping[str, Any] | None = None,
     targets: Sequence[str] = ("onnx",),
     exits: Sequence[str] | None = None,
+    smallest_gate: int = SMALLEST_GATE,
     name: str | None = None,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] = (),
@@ -102,6 +149,7 @@ def export_bundle(
         kwargs: example inputs given by name.
         targets: kinds of device to write the stages for.
         exits: outputs or modules that are exits, in order; found by themselves when ``None``.
+        smallest_gate: MACs that a gate must guard to be one; what guards less is computed always.
         name: of the network; the model's class name when ``None``.
         preprocess: how images become inputs, kept in the bundle.
         classes: class names in label order.
@@ -123,17 +171,19 @@ def export_bundle(
     lowering = [cast("Target", plugins.create("targets", target)) for target in targets]
     with write_bundle(path, overwrite=overwrite, packed=packed) as writer:
         progress("capture", 0, 1)
-        staged = stage_model(model, args, kwargs, exits=exits)
+        staged = stage_model(model, args, kwargs, exits=exits, smallest_gate=smallest_gate)
         progress("capture", 1, 1)
         inputs = golden_inputs(staged.captured, None if golden is None else _leaves(golden))
         expected = staged.eager(inputs)
         alone = staged.eager([tensor[len(tensor) // 2 :] for tensor in inputs])
         require_rows_apart(expected, alone, staged.exits, tolerance=tolerance)
+        forced = staged.forced(inputs)
         artifacts = _lower(staged, lowering, writer, progress)
         parity = {}
         for number, target in enumerate(lowering):
             progress("compare with the eager model", number, len(lowering))
-            parity[target.name] = _compare(staged, target, artifacts[target.name], writer, inputs, expected, tolerance)
+            paths = {stage: writer.folder / file for stage, file in artifacts[target.name].items()}
+            parity[target.name] = _compare(staged, target, paths, inputs, expected, forced, tolerance=tolerance)
         progress("compare with the eager model", len(lowering), len(lowering))
         given = {f"input:{spec.name}": tensor for spec, tensor in zip(staged.plan.inputs, inputs, strict=True)}
         answered = {f"exit:{point.name}": value for point, value in zip(staged.exits, expected, strict=True)}
@@ -149,6 +199,7 @@ def export_bundle(
                 capture={
                     "route": staged.captured.route,
                     "attempts": [asdict(attempt) for attempt in staged.captured.attempts],
+                    "decisions": [asdict(finding) for finding in staged.gates.findings],
                 },
                 parity=parity,
                 notes=staged.notes,
@@ -179,14 +230,14 @@ def _lower(
 def _compare(
     staged: Staged,
     target: Target,
-    artifacts: Mapping[str, str],
-    writer: BundleWriter,
+    paths: Mapping[str, Path],
     inputs: Sequence[Tensor],
     expected: Sequence[Tensor],
+    forced: Sequence[tuple[dict[str, bool], Sequence[Tensor]]],
+    *,
     tolerance: float,
 ) -> dict[str, Any]:
     """Open what was written in its own runtime, and compare."""
-    paths = {stage: writer.folder / name for stage, name in artifacts.items()}
     runtime = cast("Runtime", plugins.create("runtimes", target.runtime))
     try:
         for stage in staged.plan.stages:
@@ -198,6 +249,7 @@ def _compare(
         expected,
         staged.exits,
         inputs,
+        gates=forced,
         one_by_one=staged.captured.batch != BATCH,
         tolerance=tolerance,
     )
@@ -205,9 +257,10 @@ def _compare(
 
 def _open_every_way(runtime: Runtime, stage: Stage, artifact: Path, plan: Plan) -> None:
     """Bind what a session can ask of a stage, each alone: a target may keep them in files of their own."""
-    live, (logits, *scores) = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES) :]
+    live, head = stage.live, stage.head
+    asked = [live, *((*live, head[0], *score) for score in ((), *((each,) for each in head[1:])))] if head else [live]
     buffers = {name: runtime.allocate(plan.tensors[name], 1) for name in (*stage.inputs, *stage.outputs)}
-    for outputs in (live, (*live, logits), *((*live, logits, score) for score in scores)):
+    for outputs in asked:
         if outputs:
             runner = runtime.open(stage, artifact)
             runner.bind(buffers, rows=1, outputs=outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -13,8 +14,10 @@ from edgekit.exporters.source import where
 
 __all__ = [
     "ancestors",
+    "batch_dimension",
     "drop_same_size",
     "keep_batch",
+    "merge_views",
     "refuse_control_flow",
     "refuse_random",
     "refuse_state",
@@ -77,6 +80,25 @@ def drop_same_size(program: ExportedProgram) -> None:
                 node.target, node.args, node.kwargs = torch.ops.aten.alias.default, (source,), {}
 
 
+_WHOLE = 2**63 - 1
+"""End of a slice that takes everything."""
+
+
+def merge_views(program: ExportedProgram) -> None:
+    """One node for equal selections of one tensor: a mixture reads its gate's column several times."""
+    seen: dict[tuple[object, ...], Node] = {}
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, _WHOLE):
+            node.replace_all_uses_with(node.args[0])
+        if getattr(node.target, "_opname", "") not in ("select", "view", "unsqueeze", "squeeze", "expand", "slice"):
+            continue
+        key = (node.target, str(node.args), str(node.kwargs))
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+        else:
+            seen[key] = node
+
+
 def refuse_values(inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
     """Refuse outputs that hang on a value read into Python: it would be one number for all rows of a batch."""
     reads = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
@@ -101,6 +123,27 @@ def refuse_state(program: ExportedProgram, outputs: Sequence[Node]) -> None:
                 f"the forward changes buffer '{placeholders[node.name]}' that its outputs depend on: "
                 "edgekit needs a forward without side effects in evaluation mode"
             )
+
+
+def batch_dimension(node: Node, rows: Any) -> int | None:
+    """Where a tensor has the batch: dimension 0, or else the only dimension of that size; ``None`` if nowhere.
+
+    Args:
+        node: of a captured graph.
+        rows: expression that the batch has as a size, or 1 where the model bakes it in.
+    """
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    # Compared as expressions: comparing the sizes themselves could need the values of the data.
+    shape: Any = value.shape
+    sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in shape]
+    places = [place for place, size in enumerate(sizes) if size == rows]
+    if any(isinstance(size, torch.SymInt) for place, size in enumerate(shape) if place not in places[:1]):
+        return None
+    if places[:1] == [0] or len(places) == 1:
+        return places[0]
+    return None
 
 
 def ancestors(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from edgekit.errors import CaptureError, ParityError
@@ -20,7 +21,7 @@ from edgekit.policy import Policy
 from edgekit.session import Session
 from edgekit.tensors import BATCH
 
-__all__ = ["check_parity", "eager_exits", "golden_inputs", "require_rows_apart"]
+__all__ = ["check_parity", "eager_exits", "forced_exits", "golden_inputs", "require_rows_apart"]
 
 QUANTILES = (0.25, 0.5, 0.75)
 """Threshold settings that decisions are compared at: these shares of the golden samples stay at each exit."""
@@ -94,6 +95,62 @@ def eager_exits(
     return [(seen[point.name] if point.path is None else by_path[point.path]).float() for point in points]
 
 
+def forced_exits(
+    captured: Captured, points: Sequence[ExitPoint], inputs: Sequence[Tensor], forced: Mapping[Node, bool]
+) -> list[Tensor]:
+    """What the captured graph, whole, gives at each exit with gate values set: nothing is left out of it.
+
+    Args:
+        captured: the model's graph.
+        points: exits.
+        inputs: one tensor per network input.
+        forced: whether the gate of each of these values is open for all samples. One that is not only 0 or 1 keeps its
+            own value when open.
+    """
+    if captured.batch != BATCH and len(inputs[0]) > 1:
+        rows = [[tensor[row : row + 1] for tensor in inputs] for row in range(len(inputs[0]))]
+        parts = [forced_exits(captured, points, row, forced) for row in rows]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+    seen = _Forced(captured, points, forced).exits(inputs)
+    return [torch.softmax(v, dim=1) if p.probabilities else v for p, v in zip(points, seen, strict=True)]
+
+
+class _Forced(Interpreter):
+    def __init__(self, captured: Captured, points: Sequence[ExitPoint], forced: Mapping[Node, bool]) -> None:
+        super().__init__(captured.program.graph_module, garbage_collect_values=False)
+        self.captured = captured
+        self.points = points
+        self.forced = forced
+
+    def exits(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        program = self.captured.program
+        signature = program.graph_signature
+        held = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        given = dict(zip(self.captured.inputs, inputs, strict=True))
+        args: list[Any] = []
+        for node in program.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            if node.name in held:
+                target = held[node.name]
+                args.append(program.state_dict[target] if target in program.state_dict else program.constants[target])
+            else:
+                args.append(given.get(node, node.meta.get("val")))
+        with torch.no_grad():
+            self.run(*args)
+        return [self.env[point.node].float() for point in self.points]
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n not in self.forced:
+            return result
+        return torch.full_like(result, 1 if self.forced[n] else 0)
+
+
 def require_rows_apart(
     eager: Sequence[Tensor], part: Sequence[Tensor], points: Sequence[ExitPoint], *, tolerance: float
 ) -> None:
@@ -129,10 +186,11 @@ def check_parity(
     points: Sequence[ExitPoint],
     inputs: Sequence[Tensor],
     *,
+    gates: Sequence[tuple[dict[str, bool], Sequence[Tensor]]] = (),
     one_by_one: bool,
     tolerance: float,
 ) -> dict[str, Any]:
-    """Compare every forced exit and the decisions at three threshold settings, alone and in a batch.
+    """Compare every forced exit, the decisions at three threshold settings, and forced gates, alone and in a batch.
 
     Args:
         connect: opens a session with a policy over the written stages. Called once for each score, and that session
@@ -140,6 +198,7 @@ def check_parity(
         eager: what the eager model gives at each exit for ``inputs``.
         points: the exits.
         inputs: one tensor per network input.
+        gates: outcomes that gates are forced to, by name, and what the whole graph gives at each exit then.
         one_by_one: the network takes one sample at a time.
         tolerance: largest difference allowed, relative to the largest logit of the exit, or absolute below 1.
 
@@ -161,6 +220,8 @@ def check_parity(
         with connect(settings[0][0]) as session:
             if not differences:
                 differences = _check_values(session, eager, points, arrays, batches, tolerance=tolerance)
+                for forced, whole in gates:
+                    _check_forced(session, forced, whole, points, arrays, tolerance=tolerance)
             for policy, expected, decided in settings:
                 session.use(policy)
                 _check_decisions(session, expected, decided, points, arrays, batches)
@@ -170,6 +231,7 @@ def check_parity(
         "samples": rows,
         "tolerance": tolerance,
         "largest_difference": differences,
+        "gate_settings_compared": len(gates),
         "decisions_compared": compared,
         "decisions_differing": 0,
         "decisions_within_rounding": close,
@@ -196,6 +258,26 @@ def _check_values(
                 raise ParityError(f"exit '{point.name}': forced, but rows left at {sorted(set(result.exit.tolist()))}")
         differences[point.name] = worst
     return differences
+
+
+def _check_forced(
+    session: Session,
+    forced: dict[str, bool],
+    expected: Sequence[Tensor],
+    points: Sequence[ExitPoint],
+    arrays: Sequence[NDArray[Any]],
+    *,
+    tolerance: float,
+) -> None:
+    """Compare the last exit with gates forced. ``expected`` may be of the first samples only."""
+    rows = len(expected[-1])
+    given = [array[:rows] for array in arrays]
+    result = session.run(given, exit=len(points) - 1, gates=forced)
+    try:
+        _difference(result.logits, expected[-1], points[-1], tolerance)
+    except ParityError as error:
+        closed = [name for name, is_open in forced.items() if not is_open]
+        raise ParityError(f"with gates {', '.join(closed) or 'all open, none'} closed: {error}") from error
 
 
 def _check_decisions(

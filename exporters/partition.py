@@ -1,33 +1,38 @@
-"""Cuts a graph at its exits: stage k is what exit k needs and no earlier exit has computed.
+"""Cuts a graph at its decisions: a stage is what the next decision needs and nothing before it has computed.
 
 Where a boundary has slack it lies on the cheapest cut: a minimum cut over the bytes that cross, in which cheap
 operators may be computed again on the far side instead of carrying their result (as rematerialisation does in
 training, Chen et al. 2016, arXiv 1604.06174; the min-cut form is that of functorch's partitioner).
+
+What a gate guards is cut in the same way, as a graph of its own that reads tensors from outside.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import networkx
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from edgekit.errors import PartitionError
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
-from edgekit.exporters.graph import ancestors
-from edgekit.tensors import BATCH
+from edgekit.exporters.gates import GatePoint, Gates
+from edgekit.exporters.graph import ancestors, batch_dimension
+from edgekit.exporters.hard import Hard
+from edgekit.exporters.simplify import Known, Value, View
 
-__all__ = ["Cut", "partition"]
+__all__ = ["Cut", "Fork", "Part", "partition"]
 
 RECOMPUTE_WEIGHT = 0.25
 """Cost of computing one byte of a cheap result again, against carrying it across a boundary."""
@@ -49,10 +54,10 @@ class Cut:
     Attributes:
         name: unique, after the module path that most of its work comes from.
         module_path: that path.
-        module: takes ``inputs`` and returns ``outputs`` then the exit's logits, as a tuple.
+        module: takes ``inputs`` and returns ``outputs``, then the logits of its exit, as a tuple.
         inputs: nodes of the captured graph that it reads, network inputs among them.
-        outputs: nodes that later stages read.
-        point: the exit that it ends in.
+        outputs: nodes that later stages and gates read.
+        point: the exit that it ends in, if any.
         macs: for one sample; ``None`` when uncounted.
     """
 
@@ -61,92 +66,212 @@ class Cut:
     module: GraphModule
     inputs: tuple[Node, ...]
     outputs: tuple[Node, ...]
-    point: ExitPoint
+    point: ExitPoint | None
     macs: int | None
 
 
-def partition(captured: Captured, exits: Sequence[ExitPoint], macs: Mapping[Node, int] | None) -> tuple[Cut, ...]:
-    """One cut per exit, in order.
+@dataclass(frozen=True, kw_only=True)
+class Fork:
+    """A gate between stages.
+
+    Attributes:
+        gate: what decides.
+        open: stages and gates that are run when it is open.
+        closed: when it is closed.
+        outputs: what it gives, by node: the node that it is when open and when closed, or zeros.
+    """
+
+    gate: GatePoint
+    open: tuple[Part, ...]
+    closed: tuple[Part, ...]
+    outputs: dict[Node, tuple[Value, Value]]
+
+
+Part = Cut | Fork
+
+
+def partition(
+    captured: Captured, exits: Sequence[ExitPoint], gates: Gates, macs: Mapping[Node, int] | None
+) -> tuple[Part, ...]:
+    """Stages and gates in the order in which they are run; the stages that end in an exit in the order of exits.
 
     Raises:
         PartitionError: a tensor without the batch as dimension 0 would have to cross a boundary.
     """
-    return _Partition(captured, exits, macs).cuts()
+    shared = _Shared(captured, macs, gates.hard)
+    for point in exits:
+        if point.node not in gates.view.dynamic:
+            raise PartitionError(f"exit '{point.name}' does not depend on the input: it is no decision")
+    points = _in_order(exits, gates.gates, gates.view)
+    return _Level(shared, gates.view, points, set(captured.inputs)).parts()
 
 
-class _Partition:
-    def __init__(self, captured: Captured, exits: Sequence[ExitPoint], macs: Mapping[Node, int] | None) -> None:
-        self.captured = captured
-        self.exits = exits
-        self.macs = macs
-        self.order = {node: position for position, node in enumerate(captured.program.graph.nodes)}
-        self.inputs = set(captured.inputs)
-        self.exit_nodes = {point.node: index for index, point in enumerate(exits)}
-        self.dynamic = self._depends_on_inputs()
+@dataclass(frozen=True)
+class _Return:
+    """The end of a way through a gate: what it gives."""
+
+    nodes: tuple[Node, ...]
+
+
+Point = ExitPoint | GatePoint | _Return
+
+
+def _in_order(ends: Sequence[ExitPoint | _Return], gates: Sequence[GatePoint], view: View) -> list[Point]:
+    """Each gate before the first end that needs what it gives, after the gates that it needs itself."""
+    points: list[Point] = []
+    made = {node for gate in gates for node in gate.nodes}
+
+    def need(nodes: Iterable[Node]) -> None:
+        needed = view.ancestors(nodes, stop=made.__contains__)
+        for gate in gates:
+            if gate not in points and not needed.isdisjoint(gate.nodes):
+                need(gate.needs(view))
+                points.append(gate)
+
+    for end in ends:
+        need([end.node] if isinstance(end, ExitPoint) else end.nodes)
+        points.append(end)
+    return points
+
+
+@dataclass
+class _Shared:
+    """What all levels of one partition share."""
+
+    captured: Captured
+    macs: Mapping[Node, int] | None
+    hard: Mapping[Node, Hard]
+    names: set[str] = field(default_factory=set)
+
+
+class _Level:
+    """The whole graph, or what one way through a gate runs.
+
+    Args:
+        shared: by all levels.
+        view: the graph as it is at this level.
+        points: decisions in the order in which they are taken.
+        given: nodes that are there from the start.
+    """
+
+    def __init__(self, shared: _Shared, view: View, points: Sequence[Point], given: Collection[Node]) -> None:
+        self.shared = shared
+        self.captured = shared.captured
+        self.macs = shared.macs
+        self.view = view
+        self.points = points
+        self.given = set(given)
+        self.maker = {node: point for point in points if isinstance(point, GatePoint) for node in point.nodes}
+        self.needs = [self._needed_at(point) for point in points]
+        self.ends = {node: index for index, needed in enumerate(self.needs) for node in needed}
+        self.fixed = self._fixed()
         self.stage = self._earliest()
-        for point in exits:
-            if point.node not in self.dynamic:
-                raise PartitionError(f"exit '{point.name}' does not depend on the input: it is no decision")
 
-    def cuts(self) -> tuple[Cut, ...]:
-        live: set[Node] = set(self.inputs)
-        names: set[str] = set()
-        cuts = []
-        for index, point in enumerate(self.exits):
+    def parts(self) -> tuple[Part, ...]:
+        live = set(self.given)
+        parts: list[Part] = []
+        for index, point in enumerate(self.points):
             carried = self._boundary(index, live)
-            made = sorted(carried - live, key=self.order.__getitem__)
-            body = self._body([*made, point.node], live)
-            inputs = sorted((node for node in body if node in live), key=self.order.__getitem__)
-            path = self._module_path(body, index, point)
-            name = _unused(path or f"stage{index + 1}", names)
-            names.add(name)
-            cuts.append(
-                Cut(
-                    name=name,
-                    module_path=path,
-                    module=self._module(body, inputs, [*made, point.node], name),
-                    inputs=tuple(inputs),
-                    outputs=tuple(made),
-                    point=point,
-                    macs=None if self.macs is None else sum(self.macs.get(node, 0) for node in body - live),
-                )
-            )
-            live = carried
-        return tuple(cuts)
+            if not isinstance(point, ExitPoint) and carried <= live:
+                live = carried
+            else:
+                parts.append(self._cut(index, live, carried))
+                live = carried
+            if isinstance(point, GatePoint):
+                parts.append(self._fork(point, live))
+                live |= set(point.outputs)
+        return tuple(parts)
 
-    def _earliest(self) -> dict[Node, int]:
-        """The first stage that needs each node; the network's inputs are there from the start."""
-        stage = dict.fromkeys(self.inputs, 0)
-        for index, point in enumerate(self.exits):
-            for node in ancestors([point.node]):
-                stage.setdefault(node, index)
-        for node in self.order:
-            # What can be read of something that cannot cross is read at once, as the parts of a tuple.
-            sources = self._sources(node)
-            readable = node.target is operator.getitem or self._cheap(node)
-            if node in stage and readable and len(sources) == 1 and not self._carriable(sources[0]):
-                stage[node] = stage[sources[0]]
-        return stage
+    def _cut(self, index: int, live: set[Node], carried: set[Node]) -> Cut:
+        point = self.points[index]
+        made = sorted(carried - live, key=self.view.order.__getitem__)
+        ends = [*made, self.view.at(point.node)] if isinstance(point, ExitPoint) else made
+        body = self._body(ends, live)
+        inputs = sorted((node for node in body if node in live), key=self.view.order.__getitem__)
+        path = self._module_path(body, index, point)
+        name = _unused(path or f"stage{len(self.shared.names) + 1}", self.shared.names)
+        self.shared.names.add(name)
+        return Cut(
+            name=name,
+            module_path=path,
+            module=self._module(body, inputs, ends, name),
+            inputs=tuple(inputs),
+            outputs=tuple(made),
+            point=point if isinstance(point, ExitPoint) else None,
+            macs=None if self.macs is None else sum(self.macs.get(node, 0) for node in body - live),
+        )
 
-    def _depends_on_inputs(self) -> set[Node]:
-        """Tensors that are computed from the network's inputs; the rest is constant, and copied where it is used."""
-        found: set[Node] = set(self.inputs)
-        for node in self.order:
-            sized = isinstance(node.meta.get("val"), (torch.SymInt, int, float, bool))
-            if not sized and any(source in found for source in node.all_input_nodes):
-                found.add(node)
+    def _fork(self, gate: GatePoint, live: set[Node]) -> Fork:
+        ways = []
+        for way in (gate.open, gate.closed):
+            ends = tuple(dict.fromkeys(node for node in way.outputs if isinstance(node, Node) and node not in live))
+            points = _in_order([_Return(ends)], way.gates, way.view) if ends else []
+            ways.append(_Level(self.shared, way.view, points, live).parts())
+        outputs = dict(zip(gate.outputs, zip(gate.open.outputs, gate.closed.outputs, strict=True), strict=True))
+        return Fork(gate=gate, open=ways[0], closed=ways[1], outputs=outputs)
+
+    def _needed_at(self, point: Point) -> set[Node]:
+        """What a decision reads, and what is handed through it as it is."""
+        if isinstance(point, ExitPoint):
+            return {self.view.at(point.node)}
+        return point.needs(self.view) if isinstance(point, GatePoint) else set(point.nodes)
+
+    def _fixed(self) -> set[Node]:
+        """Nodes that must be there as they are: a gate's value, and what a gate hands through."""
+        found: set[Node] = set()
+        for point in self.points:
+            if isinstance(point, _Return):
+                found |= set(point.nodes)
+            elif isinstance(point, GatePoint):
+                handed = (node for way in (point.open, point.closed) for node in way.outputs)
+                found |= {node for node in handed if isinstance(node, Node) and node not in point.nodes}
+                found.add(point.value)
         return found
 
     def _sources(self, node: Node) -> list[Node]:
-        """The tensors that a node reads and that differ from run to run."""
-        return [source for source in node.all_input_nodes if source in self.dynamic]
+        """What a node is computed from at this level: for what a gate gives, all that the gate needs."""
+        gate = self.maker.get(node)
+        if gate is not None:
+            return sorted(gate.needs(self.view), key=self.view.order.__getitem__)
+        return self.view.sources(node)
+
+    def _earliest(self) -> dict[Node, int]:
+        """The first point that needs each node; what is given is there from the start."""
+        stage = dict.fromkeys(self.given, 0)
+        for index, point in enumerate(self.points):
+            for node in ancestors(list(self.needs[index]), stop=self.given.__contains__, sources=self._sources):
+                stage.setdefault(node, index)
+            if isinstance(point, GatePoint):
+                self._advance(point, index, stage)
+                stage.update(dict.fromkeys(point.outputs, index))
+        for node in self.view.order:
+            # What can be read of something that cannot cross is read at once, as the parts of a tuple.
+            if node in stage and node not in self.maker and node not in self.given:
+                sources = self._sources(node)
+                readable = node.target is operator.getitem or self._cheap(node)
+                if readable and len(sources) == 1 and not self._carriable(sources[0]):
+                    stage[node] = stage[sources[0]]
+        return stage
+
+    def _advance(self, gate: GatePoint, index: int, stage: dict[Node, int]) -> None:
+        """Work out what a gate needs where its sources are, if that takes no MACs: it is not worth a stage."""
+        own = {node for node, at in stage.items() if at == index and node not in self.given and node not in self.maker}
+        if any((self.macs or {}).get(node, 0) for node in own) or self.macs is None:
+            return
+        sources = {source for node in own for source in self._sources(node)} - own
+        after = max((stage[node] + (node in self.maker) for node in sources), default=0)
+        if not any(isinstance(point, ExitPoint) for point in self.points[after:index]):
+            stage.update(dict.fromkeys(own, min(after, index)))
 
     def _boundary(self, index: int, live: set[Node]) -> set[Node]:
         """What crosses from stages up to ``index`` to later ones, of all that is alive or was just computed."""
+        at_point = set() if isinstance(self.points[index], ExitPoint) else self.needs[index]
         needed = [
             node
-            for node in self.dynamic
-            if self.stage.get(node, math.inf) <= index and self._is_read_after(node, index)
+            for node, stage in self.stage.items()
+            if stage <= index
+            and (node in live or node not in self.maker)
+            and (node in at_point or self._is_read_after(node, index))
         ]
         if not needed:
             return set()
@@ -169,18 +294,36 @@ class _Partition:
             stuck = next(node for node in needed if not self._carriable(node))
             shape = tuple(getattr(stuck.meta["val"], "shape", ()))
             raise PartitionError(
-                f"tensor '{stuck.name}' {shape} is needed after exit "
-                f"'{self.exits[index].name}' but does not have the batch as dimension 0, so rows cannot leave there"
+                f"tensor '{stuck.name}' {shape} is needed after {self._described(index)} "
+                "but has no dimension that is the batch, so rows cannot leave there"
             )
         return {node for node in seen if (node, "in") in near and (node, "out") not in near}
 
+    def _described(self, index: int) -> str:
+        point = self.points[index]
+        if isinstance(point, _Return):
+            return "a gate"
+        return f"{'exit' if isinstance(point, ExitPoint) else 'gate'} '{point.name}'"
+
     def _is_read_after(self, node: Node, index: int) -> bool:
         """Whether a later stage reads a tensor's values, or ends in it. Reading its size alone does not count."""
-        readers = (user for user in node.users if not isinstance(user.meta.get("val"), (torch.SymInt, int)))
-        return self.exit_nodes.get(node, -1) > index or any(self.stage.get(user, -1) > index for user in readers)
+        if self.ends.get(node, -1) > index:
+            return True
+        return any(self.stage.get(user, -1) > index for user in self.readers.get(node, ()))
+
+    @functools.cached_property
+    def readers(self) -> dict[Node, list[Node]]:
+        """Nodes of this level that read each node's values."""
+        found: dict[Node, list[Node]] = {}
+        for node in self.stage:
+            if node in self.maker or node in self.given:
+                continue
+            for source in self.view.sources(node):
+                found.setdefault(source, []).append(node)
+        return found
 
     def _add(self, network: networkx.DiGraph, node: Node, *, given: bool, index: int) -> None:
-        size = _row_bytes(node) if self._carriable(node) else 0
+        size = self._row_bytes(node) if self._carriable(node) else 0
         network.add_edge((node, "in"), (node, "out"), capacity=size if self._carriable(node) else _UNCARRIED)
         if given or not self._cheap(node):
             network.add_edge("source", (node, "in"))
@@ -188,19 +331,15 @@ class _Partition:
             network.add_edge("source", (node, "in"), capacity=RECOMPUTE_WEIGHT * size)
 
     def _carriable(self, node: Node) -> bool:
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            return False
-        if self.captured.batch != BATCH:
-            return len(value) == 1
-        if any(isinstance(size, torch.SymInt) for size in value.shape[1:]):
-            return False
-        # Compared as expressions: comparing the sizes themselves could need the values of the data.
-        rows = self.captured.inputs[0].meta["val"].shape[0]
-        return _expression(value.shape[0]) == _expression(rows)
+        return batch_dimension(node, self.captured.rows) is not None
+
+    def _row_bytes(self, node: Node) -> int:
+        value = node.meta["val"]
+        batch = batch_dimension(node, self.captured.rows)
+        return math.prod(int(n) for place, n in enumerate(value.shape) if place != batch) * value.element_size()
 
     def _cheap(self, node: Node) -> bool:
-        if node.op != "call_function":
+        if node.op != "call_function" or node in self.fixed or node in self.maker:
             return False
         if node.target is operator.getitem:
             return self._cheap(node.all_input_nodes[0])
@@ -210,11 +349,14 @@ class _Partition:
         """Every node that a stage holds, the live tensors it reads included; constants and sizes follow later."""
         return ancestors(targets, stop=lambda node: node in live, sources=self._sources)
 
-    def _module_path(self, body: set[Node], index: int, point: ExitPoint) -> str:
+    def _module_path(self, body: set[Node], index: int, point: Point) -> str:
         """The deepest module that more than half of the stage's trunk comes from, its exit head left aside."""
         own = [node for node in body if self.stage.get(node) == index and node.op == "call_function"]
-        leads_on = ancestors([node for node in own if self._is_read_after(node, index)])
-        nodes = [node for node in own if node in leads_on] or own
+        if isinstance(point, ExitPoint):
+            leads_on = ancestors([node for node in own if self._is_read_after(node, index)])
+            nodes = [node for node in own if node in leads_on] or own
+        else:
+            nodes = own
         weight = {node: (self.macs or {}).get(node, 0) + 1e-6 for node in nodes}
         path = ""
         while True:
@@ -231,7 +373,8 @@ class _Partition:
             path = best
 
     def _module(self, body: set[Node], inputs: Sequence[Node], outputs: Sequence[Node], name: str) -> GraphModule:
-        return _Builder(self.captured, inputs).build(sorted(body, key=self.order.__getitem__), outputs, name)
+        nodes = sorted(body, key=self.view.order.__getitem__)
+        return _Builder(self.captured, self.view, inputs).build(nodes, outputs, name)
 
 
 _UNCARRIED = 2.0**60
@@ -241,8 +384,9 @@ _UNCARRIED = 2.0**60
 class _Builder:
     """Copies nodes of the captured graph into a module of their own, with the weights and sizes they use."""
 
-    def __init__(self, captured: Captured, inputs: Sequence[Node]) -> None:
+    def __init__(self, captured: Captured, view: View, inputs: Sequence[Node]) -> None:
         self.captured = captured
+        self.view = view
         self.graph = Graph()
         self.root = nn.Module()
         self.copies: dict[Node, Node] = {}
@@ -251,20 +395,30 @@ class _Builder:
         self.placeholders = [(node, self.graph.placeholder(node.name)) for node in inputs]
         for node, copy in self.placeholders:
             copy.meta = dict(node.meta)
-            self.copies[node] = copy
+            self.copies[node] = self._swapped(node, copy)
 
     def build(self, nodes: Sequence[Node], outputs: Sequence[Node], name: str) -> GraphModule:
         for node in nodes:
             self._copy(node)
-        self.graph.output(tuple(self.copies[node] for node in outputs))
+        self.graph.output(tuple(self._swapped(node, self.copies[node]) for node in outputs))
         module = GraphModule(self.root, self.graph, class_name="".join(c if c.isalnum() else "_" for c in name))
         module.eval()
         return module
+
+    def _swapped(self, node: Node, copy: Node) -> Node:
+        """A tensor crosses with the batch as dimension 0; a recurrent layer's state has it elsewhere."""
+        batch = batch_dimension(node, self.captured.rows)
+        return copy if not batch else self.graph.call_function(torch.ops.aten.transpose.int, (copy, 0, batch))
 
     def _copy(self, node: Node) -> Node:
         if node in self.copies:
             return self.copies[node]
         value = node.meta.get("val")
+        seen = self.view.at(node)
+        if seen is not node:
+            made = self._copy(seen) if isinstance(seen, Node) else self._filled(node, seen)
+            self.copies[node] = made
+            return made
         if node.op == "placeholder":
             made = self._weight(node)
         elif isinstance(value, torch.SymInt):
@@ -274,6 +428,14 @@ class _Builder:
                 self._copy(source)
             made = self.graph.node_copy(node, lambda source: self.copies[source])
         self.copies[node] = made
+        return made
+
+    def _filled(self, node: Node, known: Known) -> Node:
+        """A tensor that is known to be one number everywhere."""
+        value = node.meta["val"]
+        shape = [self._size(size) if isinstance(size, torch.SymInt) else size for size in value.shape]
+        made = self.graph.call_function(torch.ops.aten.full.default, (shape, known.value), {"dtype": value.dtype})
+        made.meta = {key: value for key, value in node.meta.items() if key != "original_aten"}
         return made
 
     def _weight(self, node: Node) -> Node:
@@ -317,15 +479,6 @@ def _unused(wish: str, taken: Collection[str]) -> str:
     wish = re.sub(r"[^\w.-]", "_", wish)
     numbered = (f"{wish}_{number}" for number in itertools.count(2))
     return wish if wish not in taken else next(name for name in numbered if name not in taken)
-
-
-def _expression(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else size
-
-
-def _row_bytes(node: Node) -> int:
-    value = node.meta["val"]
-    return math.prod(int(size) for size in value.shape[1:]) * value.element_size()
 
 
 def _child_path(node: Node, path: str) -> str | None:

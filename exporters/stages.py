@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,14 @@ from torch.fx import Node
 
 from edgekit.errors import InputError, LoweringError, PartitionError
 from edgekit.exporters.capture import Captured, quiet
-from edgekit.exporters.partition import Cut
-from edgekit.plan import SCORES, Exit, Plan, Run, Stage
+from edgekit.exporters.decisions import ExitPoint
+from edgekit.exporters.graph import batch_dimension
+from edgekit.exporters.partition import Cut, Fork, Part
+from edgekit.exporters.simplify import Value
+from edgekit.plan import SCORES, ZERO, Exit, Gate, Plan, Run, Stage, Step
 from edgekit.tensors import TensorSpec
 
-__all__ = ["StageModule", "confidence", "make_plan", "stage_module", "trace_stage"]
+__all__ = ["StageModule", "all_cuts", "confidence", "make_plan", "stage_module", "trace_stage"]
 
 
 def confidence(logits: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,14 +41,17 @@ def confidence(logits: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class StageModule(nn.Module):
-    """A cut with its exit's scores."""
+    """A cut with its exit's scores, if it ends in one."""
 
     def __init__(self, cut: Cut) -> None:
         super().__init__()
         self.body = cut.module
+        self.exit = cut.point is not None
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Live inputs then the temperature; live outputs, logits ``(batch, classes) float32``, then the scores."""
+        """Live inputs, and the exit's temperature; live outputs, logits ``(batch, classes) float32`` and scores."""
+        if not self.exit:
+            return self.body(*tensors)
         *inputs, temperature = tensors
         *outputs, logits = self.body(*inputs)
         logits = logits.float()
@@ -57,19 +63,70 @@ def stage_module(cut: Cut) -> StageModule:
     return StageModule(cut).eval()
 
 
-def make_plan(captured: Captured, cuts: Sequence[Cut]) -> Plan:
-    """The program that runs the cuts and leaves at their exits."""
-    tensors: dict[str, TensorSpec] = {}
-    stages: list[Stage] = []
-    steps: list[Run | Exit] = []
-    batch = captured.batch
-    for node in captured.inputs:
-        tensors[node.name] = _spec(node.name, node, batch)
-    names = {node: node.name for node in captured.inputs}
-    for cut in cuts:
-        names.update({node: f"{cut.name}/{node.name}" for node in cut.outputs})
-        point = cut.point
-        classes = int(point.node.meta["val"].shape[1])
+def all_cuts(parts: Sequence[Part]) -> Iterator[Cut]:
+    """The cuts among parts and inside their gates, in the order in which they first run."""
+    for part in parts:
+        if isinstance(part, Cut):
+            yield part
+        else:
+            yield from all_cuts((*part.open, *part.closed))
+
+
+def make_plan(captured: Captured, parts: Sequence[Part]) -> Plan:
+    """The program that runs the cuts, passes the gates and leaves at the exits."""
+    return _Planner(captured).plan(parts)
+
+
+class _Planner:
+    def __init__(self, captured: Captured) -> None:
+        self.captured = captured
+        self.batch = captured.batch
+        self.tensors: dict[str, TensorSpec] = {}
+        self.stages: list[Stage] = []
+
+    def plan(self, parts: Sequence[Part]) -> Plan:
+        names = {node: node.name for node in self.captured.inputs}
+        for node in self.captured.inputs:
+            self._add(node.name, node)
+        steps = self._steps(parts, names)
+        inputs = tuple(self.tensors[node.name] for node in self.captured.inputs)
+        return Plan(inputs=inputs, tensors=self.tensors, stages=tuple(self.stages), steps=tuple(steps))
+
+    def _add(self, name: str, node: Node) -> None:
+        self.tensors[name] = _spec(name, node, self.captured)
+
+    def _steps(self, parts: Sequence[Part], names: dict[Node, str]) -> list[Step]:
+        """Steps for parts; what they make is added to ``names``."""
+        steps: list[Step] = []
+        for part in parts:
+            steps += [self._fork(part, names)] if isinstance(part, Fork) else self._cut(part, names)
+        return steps
+
+    def _cut(self, cut: Cut, names: dict[Node, str]) -> list[Step]:
+        inputs = [names[node] for node in cut.inputs]
+        for node in cut.outputs:
+            names[node] = f"{cut.name}/{node.name}"
+            self._add(names[node], node)
+        outputs = [names[node] for node in cut.outputs]
+        step = None if cut.point is None else self._exit(cut.point)
+        if step is not None:
+            inputs.append(step.temperature)
+            outputs += [step.logits, *step.scores.values()]
+        weights = {tensor.data_ptr(): tensor.nbytes for tensor in cut.module.buffers()}
+        self.stages.append(
+            Stage(
+                name=cut.name,
+                module=cut.module_path,
+                inputs=tuple(inputs),
+                outputs=tuple(outputs),
+                macs=cut.macs,
+                weight_bytes=sum(weights.values()),
+                exit=step is not None,
+            )
+        )
+        return [Run(cut.name)] if step is None else [Run(cut.name), step]
+
+    def _exit(self, point: ExitPoint) -> Exit:
         step = Exit(
             name=point.name,
             logits=f"{point.name}.logits",
@@ -77,26 +134,34 @@ def make_plan(captured: Captured, cuts: Sequence[Cut]) -> Plan:
             scores={score: f"{point.name}.{score}" for score in SCORES},
             probabilities=point.probabilities,
         )
-        for node in cut.outputs:
-            tensors[names[node]] = _spec(names[node], node, batch)
-        tensors[step.logits] = TensorSpec(step.logits, "float32", (batch, classes))
-        tensors[step.temperature] = TensorSpec(step.temperature, "float32", ())
+        classes = int(point.node.meta["val"].shape[1])
+        self.tensors[step.logits] = TensorSpec(step.logits, "float32", (self.batch, classes))
+        self.tensors[step.temperature] = TensorSpec(step.temperature, "float32", ())
         for name in step.scores.values():
-            tensors[name] = TensorSpec(name, "float32", (batch,))
-        weights = {tensor.data_ptr(): tensor.nbytes for tensor in cut.module.buffers()}
-        stages.append(
-            Stage(
-                name=cut.name,
-                module=cut.module_path,
-                inputs=(*(names[node] for node in cut.inputs), step.temperature),
-                outputs=(*(names[node] for node in cut.outputs), step.logits, *step.scores.values()),
-                macs=cut.macs,
-                weight_bytes=sum(weights.values()),
-            )
+            self.tensors[name] = TensorSpec(name, "float32", (self.batch,))
+        return step
+
+    def _fork(self, fork: Fork, names: dict[Node, str]) -> Gate:
+        ways = []
+        for parts in (fork.open, fork.closed):
+            inner = dict(names)
+            ways.append((tuple(self._steps(parts, inner)), inner))
+
+        def called(value: Value, way: int) -> str:
+            return ways[way][1][value] if isinstance(value, Node) else ZERO
+
+        outputs = {}
+        for node, values in fork.outputs.items():
+            names[node] = f"{fork.gate.name}/{node.name}"
+            self._add(names[node], node)
+            outputs[names[node]] = (called(values[0], 0), called(values[1], 1))
+        return Gate(
+            name=fork.gate.name,
+            value=names[fork.gate.value],
+            steps=ways[0][0],
+            otherwise=ways[1][0],
+            outputs=outputs,
         )
-        steps += [Run(cut.name), step]
-    inputs = tuple(tensors[node.name] for node in captured.inputs)
-    return Plan(inputs=inputs, tensors=tensors, stages=tuple(stages), steps=tuple(steps))
 
 
 def trace_stage(cut: Cut, stage: Stage, plan: Plan) -> ExportedProgram:
@@ -117,10 +182,14 @@ def trace_stage(cut: Cut, stage: Stage, plan: Plan) -> ExportedProgram:
         raise LoweringError(f"stage '{stage.name}' does not trace on its own: {line}") from error
 
 
-def _spec(name: str, node: Node, batch: str | int) -> TensorSpec:
+def _spec(name: str, node: Node, captured: Captured) -> TensorSpec:
+    """A tensor as it crosses a boundary: with the batch as dimension 0."""
     value = node.meta["val"]
     dtype = str(value.dtype).removeprefix("torch.")
+    sizes = list(value.shape)
+    batch = batch_dimension(node, captured.rows) or 0
+    sizes[0], sizes[batch] = sizes[batch], sizes[0]
     try:
-        return TensorSpec(name, dtype, (batch, *(int(size) for size in value.shape[1:])))
+        return TensorSpec(name, dtype, (captured.batch, *(int(size) for size in sizes[1:])))
     except InputError as error:
         raise PartitionError(f"{error}; convert the model and the example with .float()") from error

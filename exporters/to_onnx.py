@@ -1,7 +1,7 @@
 """Lowers a stage to ONNX with a batch of any size.
 
 ONNX Runtime computes every node of a file, whether or not its result is asked for. So a stage is written several
-times, with and without what is optional, over one file of weights::
+times, with and without what is optional, over one file of weights (one that ends in no exit, once)::
 
     blocks.1.onnx             live tensors and logits
     blocks.1-max_prob.onnx    and that score; likewise margin and neg_entropy
@@ -117,12 +117,14 @@ def _write_variants(model: ir.Model, stage: Stage, path: Path) -> None:
 
     # The exporter leaves stack traces, with the paths of the machine that it ran on, in every node.
     model = ClearMetadataAndDocStringPass()(model).model
-    live, (logits, *scores) = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES) :]
-    variants = {path: (*live, logits)}
-    for name, score in zip(SCORES, scores, strict=True):
-        variants[variant(path, name)] = (*live, logits, score)
-    if live:
-        variants[variant(path, "trunk")] = live
+    variants = {path: stage.outputs}
+    if stage.exit:
+        logits, *scores = stage.head
+        variants = {path: (*stage.live, logits)}
+        for name, score in zip(SCORES, scores, strict=True):
+            variants[variant(path, name)] = (*stage.live, logits, score)
+        if stage.live:
+            variants[variant(path, "trunk")] = stage.live
     ir.external_data.unload_from_model(model, path.parent, f"{path.stem}-weights.bin", size_threshold_bytes=SMALL_BYTES)
     for file, outputs in variants.items():
         pruned = model.clone()

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.interfaces import Buffer
 from edgekit.tensors import TensorSpec
 
 __all__ = ["ALIGNMENT", "HostBuffer"]
 
 ALIGNMENT = 64
 """Bytes. Kernels take other paths, and round differently, at other alignments; one cache line suits all of them."""
+
+LARGE_ROW_BYTES = 4096
+"""Rows of this size are copied one by one, which costs less than the temporary copy that numpy would make of all."""
 
 
 class HostBuffer:
@@ -42,9 +46,14 @@ class HostBuffer:
             return self._first
         return self._array[:rows]
 
-    def keep(self, rows: NDArray[np.intp]) -> None:
-        """Move the rows at these ascending indices to the front, in order."""
-        self._array[: len(rows)] = self._array[rows]
+    def copy(self, source: Buffer, rows: NDArray[np.intp], places: NDArray[np.intp]) -> None:
+        """Copy rows of another host buffer, or of this one, to places here."""
+        array = source.read(source.rows)
+        if array[:1].nbytes < LARGE_ROW_BYTES:
+            self._array[places] = array[rows]
+            return
+        for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+            self._array[place] = array[row]
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -230,10 +230,10 @@ class OrtRunner:
 def _variants(stage: Stage, artifact: Path) -> dict[tuple[str, ...], Path]:
     """The stage's files by the outputs that they compute; a file with nothing beside it computes all."""
     beside = {name: variant(artifact, name) for name in (*SCORES, "trunk")}
-    found = {name: file for name, file in beside.items() if file.is_file()}
+    found = {name: file for name, file in beside.items() if stage.exit and file.is_file()}
     if not found:
         return {stage.outputs: artifact}
-    live, (logits, *scores) = stage.outputs[: -1 - len(SCORES)], stage.outputs[-1 - len(SCORES) :]
+    live, (logits, *scores) = stage.live, stage.head
     outputs = {name: (*live, logits, score) for name, score in zip(SCORES, scores, strict=True)}
     outputs["trunk"] = live
     return {(*live, logits): artifact, **{outputs[name]: file for name, file in found.items()}}

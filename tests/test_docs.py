@@ -53,7 +53,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn", reason="the digits need the demo extra")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    model, use = blocks("README.md", "python")
+    model, use, _ = blocks("README.md", "python")
     assert model.startswith("# my_net.py\n")
     Path("my_net.py").write_text(model)
     Path("first_use.py").write_text(use)
@@ -67,6 +67,20 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2
     assert str(result.executed) in printed[0]
+
+
+def test_attached_exits_of_the_readme_answer(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torch", reason="exporting needs the export extra")
+    pytest.importorskip("sklearn", reason="the digits need the demo extra")
+    monkeypatch.chdir(tmp_path)
+    _, _, attach = blocks("README.md", "python")
+    assert attach.startswith("# attach.py\n")
+    Path("attach.py").write_text(attach)
+    runpy.run_path("attach.py")
+    accuracies = [float(line.removesuffix("%")) for line in capsys.readouterr().out.splitlines()]
+    assert len(accuracies) == 3
+    assert min(accuracies) >= 70
+    assert accuracies[2] >= 90
 
 
 def test_verbs_of_the_readme_are_those_of_the_command_line():

@@ -16,7 +16,8 @@ from edgekit.errors import EdgekitError, InputError, PluginError, PolicyError
 from edgekit.plan import SCORES, Exit, Plan, Run, Stage
 from edgekit.policy import Policy, Provenance
 from edgekit.runtimes.fake import FakeRuntime
-from edgekit.session import BINDINGS_PER_STAGE, Session
+from edgekit.session import Session
+from edgekit.slots import BINDINGS_PER_STAGE
 from edgekit.tensors import TensorSpec
 
 CLASSES = 3
@@ -270,7 +271,7 @@ def test_many_batch_sizes_keep_a_bounded_number_of_bindings():
     with Session(made.plan, made.runtime(), {}) as session:
         for count in range(rows, 0, -1):
             assert len(session.run(made.inputs(count)).exit) == count
-        assert len(session._bindings) == BINDINGS_PER_STAGE
+        assert len(session._slots._bindings) == BINDINGS_PER_STAGE
 
 
 def test_temperatures_reach_the_stages():

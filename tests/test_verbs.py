@@ -16,7 +16,7 @@ from edgekit.zoo import digits
 def test_public_names_resolve_and_verbs_are_no_modules():
     assert all(hasattr(edgekit, name) for name in edgekit.__all__)
     assert set(edgekit.__all__) <= set(dir(edgekit))
-    for verb in ("export", "load", "calibrate", "profile"):
+    for verb in ("add_exits", "train_exits", "export", "load", "calibrate", "profile"):
         assert callable(getattr(edgekit, verb))
         assert verb in getattr(edgekit, verb).__qualname__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -11,11 +11,10 @@ import msgspec
 import torch
 
 from edgekit.errors import TrainingError
-from edgekit.zoo.msdnet import MSDNet
 from edgekit.zoo.registry import Network
 from edgekit.zoo.training import Recipe
 
-__all__ = ["Training", "write_card"]
+__all__ = ["Training", "shown", "write_card"]
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +27,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
         training_samples: images trained on.
         test_samples: images that the accuracy was taken on.
         duration_s: seconds of training, those before a resume included.
+        measures: other figures on those images, by what they count.
     """
 
     network: str
@@ -36,6 +36,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     training_samples: int
     test_samples: int
     duration_s: float
+    measures: dict[str, float] = {}
 
 
 def write_card(network: Network, training: Training, path: Path, *, recipe: Recipe) -> Path:
@@ -69,11 +70,11 @@ def _markdown(network: Network, training: Training, recipe: Recipe) -> str:
     data = " --data FOLDER" if network.files else ""
     epochs = "" if recipe == network.recipe else f" --epochs {recipe.epochs}"
     caveat = f"\n\n{network.caveat}" if network.caveat else ""
+    start = f", from the weights of {network.backbone}" if network.backbone else ""
     return f"""# {network.name}
 
-{network.summary}. Architecture: {(MSDNet.__module__).rpartition(".")[2]}.py, after Huang et al., "Multi-Scale Dense
-Networks for Resource Efficient Image Classification", ICLR 2018 (arXiv 1703.09844). It is a reference network for
-trying edgekit, not a product.
+{network.summary}. Architecture: {network.architecture.__module__.rpartition(".")[2]}.py, after {network.paper}.
+It is a reference network for trying edgekit, not a product.
 
 | | |
 |---|---|
@@ -89,14 +90,14 @@ trying edgekit, not a product.
 {exits}
 
 The weights are those of the last epoch, whatever its accuracy. Evaluated in float32.{caveat}
-
+{_measures(training)}
 ## Data
 
 {network.source}. {training.training_samples:,} images for training, {training.test_samples:,} for the test.
 
 ## Recipe
 
-Sum of the cross-entropies of all exits, stochastic gradient descent with Nesterov momentum, one learning-rate cycle.
+{network.objective.summary}, stochastic gradient descent with Nesterov momentum, one learning-rate cycle{start}.
 
 | setting | value |
 |---|---|
@@ -113,6 +114,18 @@ edgekit zoo train {network.name}{data}{epochs} --output FOLDER
 
 The weights come with edgekit under Apache-2.0. The data keep the terms of their source, named above.
 """
+
+
+def shown(value: float) -> str:
+    """A figure as the card has it: four digits, large counts whole."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def _measures(training: Training) -> str:
+    if not training.measures:
+        return ""
+    rows = "\n".join(f"| {what} | {shown(value)} |" for what, value in training.measures.items())
+    return f"\n| on the {training.test_samples:,} test images | |\n|---|---:|\n{rows}\n"
 
 
 def _machine() -> str:

@@ -49,15 +49,24 @@ def produce(
         raise TrainingError(f"{name}: epochs must be at least 1, not {epochs}")
     recipe = network.recipe if epochs is None else replace(network.recipe, epochs=epochs)
     training_set, test_set = network.data(data, progress=progress)
-    model = network.build()
-    duration = train(model, training_set, recipe=recipe, test=test_set, checkpoint=output / CHECKPOINT, report=report)
+    model = network.start()
+    duration = train(
+        model,
+        training_set,
+        recipe=recipe,
+        test=test_set,
+        checkpoint=output / CHECKPOINT,
+        objective=network.objective,
+        report=report,
+    )
     training = Training(
         network=name,
-        accuracy=tuple(evaluate(model, test_set)),
+        accuracy=tuple(evaluate(model, test_set, objective=network.objective)),
         parameters=sum(weight.numel() for weight in model.parameters()),
         training_samples=len(training_set),
         test_samples=len(test_set),
         duration_s=duration,
+        measures=dict(network.measures(model, test_set)),
     )
     metadata = {"network": name, "accuracy": training.accuracy, "epochs": recipe.epochs, "seed": recipe.seed}
     save_weights(model, output / f"{name}.safetensors", metadata=metadata)

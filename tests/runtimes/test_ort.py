@@ -322,14 +322,17 @@ def test_a_stage_that_fails_while_running_raises(tmp_path):
         run()
 
 
-@pytest.mark.parametrize("shape", [("batch", 3), ("batch",), ("batch", 2, 5, 5)])
-def test_host_buffers_are_aligned_and_keep_rows(shape):
+@pytest.mark.parametrize("shape", [("batch", 3), ("batch",), ("batch", 2, 5, 5), ("batch", 9, 11, 13)])
+def test_host_buffers_are_aligned_and_copy_rows(shape):
     buffer = HostBuffer(TensorSpec("t", "float32", shape), 6)
     rows = np.arange(6 * int(np.prod(shape[1:])), dtype=np.float32).reshape(6, *shape[1:])
     buffer.write(rows)
     assert buffer.read(6).ctypes.data % ALIGNMENT == 0
-    buffer.keep(np.array([1, 2, 5]))
-    np.testing.assert_array_equal(buffer.read(3), rows[[1, 2, 5]])
+    buffer.copy(buffer, np.array([5, 4]), np.array([0, 3]))
+    np.testing.assert_array_equal(buffer.read(6), rows[[5, 1, 2, 4, 4, 5]])
+    other = HostBuffer(buffer.spec, 8)
+    other.copy(buffer, np.array([1, 4]), np.array([7, 0]))
+    np.testing.assert_array_equal(other.read(8)[[7, 0, 1]], [rows[1], rows[4], 0 * rows[0]])
 
 
 def test_a_scalar_host_buffer():

@@ -1,0 +1,240 @@
+"""Mixtures of experts as published, brought to the one form in which gates are found: a sum of products.
+
+Row dispatch runs an expert on the rows that chose it (``index = gates[:, e].nonzero()``, ``x[index]``, ``index_add``).
+Its row count depends on the data, which no static graph has. On the rows that chose the expert it computes what
+``y + where(chosen, expert(x), 0)`` computes, and that has a gate. A weighted sum over stacked experts
+(``(torch.stack(outputs, 1) * weights).sum(1)``) becomes a chain of additions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from edgekit.exporters.hard import operator_name, stripped
+
+__all__ = ["mixtures_as_sums"]
+
+_INDICES = frozenset({"squeeze", "view", "reshape", "flatten", "select", "getitem", "alias", "unbind", "_to_copy"})
+"""What code does with the result of ``nonzero`` to get a list of rows."""
+_CHECKS = frozenset({"_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range", "_assert_async"})
+
+
+def mixtures_as_sums(program: ExportedProgram) -> None:
+    """Rewrite row dispatch and weighted sums over stacked experts, in place; other graphs stay as they are."""
+    graph = program.graph
+    chosen = {node: _chosen(node) for node in graph.nodes if _lists_rows(node)}
+    done = [_dispatch(program, index, rows) for index, rows in chosen.items() if rows is not None]
+    done += [_unstacked(program, node) for node in list(graph.nodes) if operator_name(node) == "sum"]
+    if any(done):
+        _drop_unread(program)
+        graph.lint()
+        program.graph_module.recompile()
+
+
+def _lists_rows(node: Node) -> bool:
+    """``nonzero(x)``, also in the form ``where(x)``."""
+    name = operator_name(node)
+    return name in ("nonzero", "nonzero_numpy") or (name == "where" and len(node.args) == 1)
+
+
+def _chosen(nonzero: Node) -> Node | None:
+    """The rows that a ``nonzero`` lists: a tensor ``(batch,)``."""
+    source = nonzero.args[0]
+    return source if isinstance(source, Node) and source.meta["val"].ndim == 1 else None
+
+
+def _dispatch(program: ExportedProgram, nonzero: Node, rows: Node) -> bool:
+    """Run on all rows what ran on those listed, and keep the result where they were listed."""
+    count = nonzero.meta["val"]
+    count = (count[0] if isinstance(count, tuple | list) else count).shape[0]
+    if not isinstance(count, torch.SymInt):
+        return False
+    listing = _listing(nonzero)
+    inside = [node for node in program.graph.nodes if node not in listing and _mentions(node, count)]
+    ends = [node for node in program.graph.nodes if _puts_back(node, listing)]
+    if not ends or any(not _understood(node, listing) for node in inside if operator_name(node) not in _CHECKS):
+        return False
+    size = _size_of(program, rows)
+    for node in [*inside, *ends]:
+        name = operator_name(node)
+        if name in ("index_select", "index", "gather") and _lists(node, listing):
+            _take_all(program, node, listing)
+        elif node in ends:
+            _put_where_chosen(program, node, rows)
+        else:
+            node.args = pytree.tree_map(lambda arg: size if _is_count(arg, count) else arg, node.args)
+            _remember(node)
+    return True
+
+
+def _listing(nonzero: Node) -> set[Node]:
+    """The result of ``nonzero`` in all its shapes."""
+    found, waiting = set(), [nonzero]
+    while waiting:
+        node = waiting.pop()
+        found.add(node)
+        waiting += [user for user in node.users if operator_name(user) in _INDICES and user not in found]
+    return found
+
+
+def _lists(node: Node, listing: set[Node]) -> bool:
+    indices = node.args[1] if operator_name(node) == "index" else node.args[-1]
+    return any(index in listing for index in (indices if isinstance(indices, list | tuple) else [indices]))
+
+
+def _puts_back(node: Node, listing: set[Node]) -> bool:
+    name = operator_name(node)
+    if name == "index_add":
+        return node.args[1] == 0 and node.args[2] in listing
+    if name == "index_put":
+        indices = node.args[1]
+        return isinstance(indices, list | tuple) and len(indices) == 1 and indices[0] in listing
+    return name == "index_copy" and node.args[1] == 0 and node.args[2] in listing
+
+
+def _mentions(node: Node, count: torch.SymInt) -> bool:
+    symbols = count.node.expr.free_symbols
+    values = [value for value in pytree.tree_leaves(node.meta.get("val")) if isinstance(value, Tensor | torch.SymInt)]
+    sizes = [size for value in values for size in (value.shape if isinstance(value, Tensor) else [value])]
+    return any(isinstance(size, torch.SymInt) and size.node.expr.free_symbols & symbols for size in sizes)
+
+
+def _understood(node: Node, listing: set[Node]) -> bool:
+    """Whether a node inside works row by row once it gets all rows: rows are its dimension 0 and nothing else."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt) or operator_name(node) in ("sym_size", "ge", "le", "gt"):
+        return True
+    if isinstance(value, Tensor):
+        return value.ndim > 0 and not any(isinstance(size, torch.SymInt) for size in value.shape[1:])
+    return all(isinstance(part, Tensor | None) for part in pytree.tree_leaves(value))
+
+
+def _is_count(value: Any, count: torch.SymInt) -> bool:
+    known = value.meta.get("val") if isinstance(value, Node) else None
+    return isinstance(known, torch.SymInt) and known.node.expr == count.node.expr
+
+
+def _size_of(program: ExportedProgram, rows: Node) -> Node:
+    with program.graph.inserting_after(rows):
+        size = program.graph.call_function(torch.ops.aten.sym_size.int, (rows, 0))
+    size.meta["val"] = rows.meta["val"].shape[0]
+    return size
+
+
+def _take_all(program: ExportedProgram, node: Node, listing: set[Node]) -> None:
+    """``x[index]`` is ``x``; ``gates[index, e]`` is ``gates[:, e]``."""
+    source: Any = node.args[0]
+    indices: Any = node.args[1] if operator_name(node) == "index" else [node.args[2]]
+    for dimension, index in reversed(list(enumerate(indices))):
+        if index is None or index in listing:
+            continue
+        with program.graph.inserting_before(node):
+            source = program.graph.call_function(
+                torch.ops.aten.index_select.default, (source, dimension, _flat(program, node, index))
+            )
+            source.meta = {**node.meta}
+            _remember(source)
+            if index.meta["val"].ndim == 0 or index.meta["val"].numel() == 1:
+                source = program.graph.call_function(torch.ops.aten.squeeze.dim, (source, dimension))
+                source.meta = {**node.meta}
+                _remember(source)
+    node.replace_all_uses_with(source)
+
+
+def _flat(program: ExportedProgram, node: Node, index: Node) -> Node:
+    made = program.graph.call_function(torch.ops.aten.view.default, (index, [-1]))
+    made.meta = {**node.meta}
+    _remember(made)
+    return made
+
+
+def _put_where_chosen(program: ExportedProgram, node: Node, rows: Node) -> None:
+    name = operator_name(node)
+    target: Any = node.args[0]
+    value: Any = node.args[2] if name == "index_put" else node.args[3]
+    adds = name == "index_add" or (name == "index_put" and len(node.args) > 3 and bool(node.args[3]))
+    shape = [-1] + [1] * (target.meta["val"].ndim - 1)
+    made = []
+
+    def add(operation: Any, *args: Any) -> Node:
+        node_made = program.graph.call_function(operation, args)
+        node_made.meta = {key: item for key, item in node.meta.items() if key != "val"}
+        _remember(node_made)
+        made.append(node_made)
+        return node_made
+
+    with program.graph.inserting_before(node):
+        is_chosen = add(torch.ops.aten.view.default, add(torch.ops.aten.ne.Scalar, rows, 0), shape)
+        if adds:
+            zero = add(torch.ops.aten.zeros_like.default, target)
+            add(torch.ops.aten.add.Tensor, target, add(torch.ops.aten.where.self, is_chosen, value, zero))
+        else:
+            add(torch.ops.aten.where.self, is_chosen, value, target)
+    node.replace_all_uses_with(made[-1])
+
+
+def _unstacked(program: ExportedProgram, node: Node) -> bool:
+    """``(stack(parts, d) * weights).sum(d)`` as a sum of products, one for each part."""
+    dims = node.args[1] if len(node.args) > 1 else None
+    product = stripped(node.args[0])
+    if not isinstance(dims, list | tuple) or len(dims) != 1 or len(node.args) > 2 or operator_name(product) != "mul":
+        return False
+    rank = product.meta["val"].ndim
+    dim = int(dims[0]) % rank  # type: ignore[call-overload]
+    for stack, weights in (product.args[:2], product.args[1::-1]):
+        stack = stripped(stack)
+        if not isinstance(stack, Node) or operator_name(stack) != "stack" or not isinstance(weights, Node):
+            continue
+        place = (stack.args[1] if len(stack.args) > 1 else 0) % rank
+        known = weights.meta["val"]
+        if place == dim and known.ndim == rank and known.shape[dim] == len(stack.args[0]):
+            node.replace_all_uses_with(_sum_of_products(program, node, stack.args[0], weights, dim))
+            return True
+    return False
+
+
+def _sum_of_products(program: ExportedProgram, node: Node, parts: Sequence[Node], weights: Node, dim: int) -> Node:
+    total: Node | None = None
+    with program.graph.inserting_before(node):
+        for place, part in enumerate(parts):
+            weight = program.graph.call_function(torch.ops.aten.select.int, (weights, dim, place))
+            product = program.graph.call_function(torch.ops.aten.mul.Tensor, (weight, part))
+            for made in (weight, product):
+                made.meta = {key: item for key, item in node.meta.items() if key != "val"}
+                _remember(made)
+            if total is None:
+                total = product
+                continue
+            total = program.graph.call_function(torch.ops.aten.add.Tensor, (total, product))
+            total.meta = {key: item for key, item in node.meta.items() if key != "val"}
+            _remember(total)
+    assert total is not None
+    return total
+
+
+def _remember(node: Node) -> None:
+    """Work out anew what a node's result looks like."""
+    if node.op != "call_function":
+        return
+    values = pytree.tree_map(lambda arg: arg.meta["val"] if isinstance(arg, Node) else arg, (node.args, node.kwargs))
+    fakes = [value for value in pytree.tree_leaves(values) if isinstance(value, torch._subclasses.FakeTensor)]
+    if not fakes:
+        node.meta["val"] = operator.call(node.target, *values[0], **values[1]) if callable(node.target) else None
+        return
+    with fakes[0].fake_mode, torch.no_grad():
+        node.meta["val"] = node.target(*values[0], **values[1])  # type: ignore[operator]
+
+
+def _drop_unread(program: ExportedProgram) -> None:
+    """Remove what nothing reads any more, checks of row counts among it."""
+    for node in reversed(list(program.graph.nodes)):
+        if node.op == "call_function" and not node.users:
+            program.graph.erase_node(node)

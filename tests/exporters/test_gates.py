@@ -1,0 +1,427 @@
+"""Gates found in networks written the ways that people write them, staged and compared with the eager model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from edgekit.errors import CaptureError
+from edgekit.exporters import stage_model
+from edgekit.exporters.stages import stage_module
+from edgekit.plan import Run
+from edgekit.runtimes.eager import EagerRuntime
+from edgekit.session import Session
+
+ROWS = 9
+
+
+def staged(model, *, smallest=1, rows=ROWS, exits=None):
+    """Stages a network and compares it, alone and in batches, free and with its gates forced."""
+    torch.manual_seed(1)
+    x = torch.randn(rows, 8)
+    made = stage_model(model.eval(), x[:2], exits=exits, smallest_gate=smallest)
+    expected = made.eager([x])
+    runtime = EagerRuntime({cut.name: stage_module(cut) for cut in made.cuts})
+    with Session(made.plan, runtime, {}) as session:
+        for batch in (slice(0, rows), slice(3, 5), *(slice(row, row + 1) for row in range(rows))):
+            given_rows = x[batch].numpy()
+            for one, other in zip(session.run_exits(given_rows), expected, strict=True):
+                torch.testing.assert_close(torch.from_numpy(one), other[batch], rtol=1e-5, atol=1e-5)
+            last = torch.from_numpy(session.run(given_rows).logits)
+            torch.testing.assert_close(last, expected[-1][batch], rtol=1e-5, atol=1e-5)
+        for gates, whole in made.forced([x]):
+            few = x[: len(whole[-1])].numpy()
+            for rows_given, answer in ((few, whole[-1]), (few[:1], whole[-1][:1])):
+                last = torch.from_numpy(session.run(rows_given, exit=len(made.exits) - 1, gates=gates).logits)
+                torch.testing.assert_close(last, answer, rtol=1e-5, atol=1e-5)
+        made.executed = session.run(x.numpy()).executed
+    return made
+
+
+class Net(nn.Module):
+    """Layers to write a forward with."""
+
+    def __init__(self, forward):
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.g, self.h = (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3))
+        self.ask, self.ask2 = nn.Linear(8, 2), nn.Linear(8, 2)
+        self.router = nn.Linear(8, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(4))
+        self.head, self.early = nn.Linear(8, 3), nn.Linear(8, 3)
+        self.squeeze = nn.Linear(8, 8)
+        self.write = forward
+
+    def hard(self, x):
+        return (self.ask(x)[:, 0] > 0).float()
+
+    def forward(self, x):
+        return self.write(self, x)
+
+
+def through(soft, hard):
+    return hard.detach() - soft.detach() + soft
+
+
+def skip(net, x):
+    mask = net.hard(x).view(-1, 1)
+    return net.head(mask.expand_as(x) * net.f(x) + (1 - mask).expand_as(x) * x)
+
+
+def residual(net, x):
+    return net.head(x + net.hard(x)[:, None] * net.f(x))
+
+
+def straight_through(net, x):
+    prob = net.ask(x).softmax(1)[:, 1]
+    mask = through(prob, (prob > 0.5).float()).view(-1, 1)
+    return net.head(mask * net.f(x) + (1 - mask) * x)
+
+
+def straight_through_the_other_way(net, x):
+    prob = net.ask(x).sigmoid()[:, 1:]
+    mask = prob + (torch.round(prob) - prob).detach()
+    return net.head(x + mask * net.f(x))
+
+
+def where(net, x):
+    return net.head(torch.where((net.ask(x)[:, :1] > 0), net.f(x), x))
+
+
+def masked_fill(net, x):
+    closed = net.ask(x)[:, :1] <= 0
+    return net.head(x + net.f(x).masked_fill(closed, 0.0))
+
+
+def sign(net, x):
+    return net.head(x + F.relu(torch.sign(net.ask(x)[:, :1])) * net.f(x))
+
+
+def argmax(net, x):
+    chosen = net.ask(x).argmax(1)
+    return net.head(x + (chosen == 1).float().unsqueeze(1) * net.f(x))
+
+
+def gumbel_one_hot(net, x):
+    chosen = F.one_hot(net.ask(x).argmax(1), 2).float()
+    return net.head(x + chosen[:, 1:] * net.f(x))
+
+
+ONE_GATE = [skip, residual, straight_through, straight_through_the_other_way, where, masked_fill, sign, argmax]
+ONE_GATE += [gumbel_one_hot]
+
+
+@pytest.mark.parametrize("forward", ONE_GATE, ids=lambda forward: forward.__name__)
+def test_one_gate_guards_f(forward):
+    made = staged(Net(forward))
+    assert [gate.name for gate in made.plan.gates] == ["f"]
+    inside = [step.stage for step in (*made.plan.gates[0].steps, *made.plan.gates[0].otherwise)]
+    assert [made.plan.stage(name).macs for name in inside] == [256]
+    assert 0 < made.executed[inside[0]] < ROWS
+
+
+def two_ways(net, x):
+    mask = net.hard(x)[:, None]
+    return net.head(mask * net.f(x) + (1 - mask) * net.g(x))
+
+
+def two_ways_where(net, x):
+    return net.head(torch.where(net.ask(x)[:, :1] > 0, net.f(x), net.g(x)))
+
+
+def two_ways_complement(net, x):
+    closed = net.hard(x)[:, None] == 0
+    return net.head(closed * net.g(x) + ~closed * net.f(x))
+
+
+@pytest.mark.parametrize("forward", [two_ways, two_ways_where, two_ways_complement], ids=lambda f: f.__name__)
+def test_a_branch_runs_one_of_two(forward):
+    made = staged(Net(forward))
+    (gate,) = made.plan.gates
+    names = [step.stage for step in (*gate.steps, *gate.otherwise)]
+    assert [made.plan.stage(name).macs for name in names] == [256, 256]
+    assert sum(made.executed[name] for name in names) == ROWS
+    assert all(made.executed[name] for name in names)
+
+
+def masked_sum(net, x):
+    values, chosen = net.router(x).topk(2, dim=1)
+    gates = torch.zeros(len(x), 4).scatter(1, chosen, values.softmax(1))
+    y = torch.zeros_like(x)
+    for index, expert in enumerate(net.experts):
+        y = y + gates[:, index : index + 1] * expert(x)
+    return net.head(y)
+
+
+def python_sum(net, x):
+    gates = F.one_hot(net.router(x).argmax(1), 4) * net.router(x).softmax(1)
+    return net.head(sum(gates[:, index, None] * expert(x) for index, expert in enumerate(net.experts)))
+
+
+def stacked(net, x):
+    logits = net.router(x)
+    kept = logits >= logits.topk(2, dim=1).values[:, -1:]
+    gates = logits.masked_fill(~kept, float("-inf")).softmax(1)
+    return net.head((torch.stack([expert(x) for expert in net.experts], 1) * gates.unsqueeze(-1)).sum(1))
+
+
+def dispatch(net, x):
+    gates = F.one_hot(net.router(x).argmax(1), 4) * net.router(x).softmax(1)
+    y = torch.zeros_like(x)
+    for index, expert in enumerate(net.experts):
+        rows = gates[:, index].nonzero().squeeze(1)
+        y = y.index_add(0, rows, expert(x.index_select(0, rows)) * gates[rows, index].unsqueeze(1))
+    return net.head(y)
+
+
+def dispatch_in_place(net, x):
+    weights, chosen = net.router(x).softmax(1).max(1)
+    y = torch.zeros_like(x)
+    for index, expert in enumerate(net.experts):
+        rows = torch.where(chosen == index)[0]
+        y[rows] = expert(x[rows]) * weights[rows, None]
+    return net.head(y)
+
+
+MIXTURES = {masked_sum: 2, python_sum: 1, stacked: 2, dispatch: 1, dispatch_in_place: 1}
+
+
+@pytest.mark.parametrize("forward", MIXTURES, ids=lambda forward: forward.__name__)
+def test_experts_run_on_the_rows_that_chose_them(forward):
+    made = staged(Net(forward))
+    runs = [step for gate in made.plan.gates for step in gate.steps if isinstance(step, Run)]
+    experts = [made.plan.stage(step.stage) for step in runs]
+    assert sorted(gate.name for gate in made.plan.gates) == [f"experts.{index}" for index in range(4)]
+    assert [stage.macs for stage in experts] == [256] * 4
+    assert sum(made.executed[stage.name] for stage in experts) == MIXTURES[forward] * ROWS
+
+
+def test_gates_nest():
+    def forward(net, x):
+        outer, inner = net.hard(x)[:, None], (net.ask2(x)[:, :1] > 0).float()
+        y = net.f(x)
+        return net.head(x + outer * (y + inner * net.g(y)))
+
+    made = staged(Net(forward))
+    outer, inner = made.plan.gates
+    assert inner in outer.steps
+    assert (outer.name, inner.name) == ("f", "g")
+
+
+def test_a_gate_asked_inside_another():
+    def forward(net, x):
+        y = net.f(x)
+        inner = (net.ask2(y)[:, :1] > 0).float()
+        return net.head(x + net.hard(x)[:, None] * (y + inner * net.g(y)))
+
+    made = staged(Net(forward))
+    assert [gate.name for gate in made.plan.gates] == ["f", "g"]
+    assert made.plan.gates[1] in made.plan.gates[0].steps
+
+
+def test_of_a_product_of_two_gates_the_second_is_asked_only_where_the_first_is_open():
+    def forward(net, x):
+        both = net.hard(x)[:, None] * (net.ask2(x)[:, :1] > 0)
+        return net.head(x + both * net.f(x))
+
+    made = staged(Net(forward))
+    outer, inner = made.plan.gates
+    assert inner in outer.steps
+    asked, ran = outer.steps[0].stage, inner.steps[0].stage
+    assert ROWS > made.executed[asked] > made.executed[ran] > 0
+
+
+def test_one_value_gates_two_places():
+    def forward(net, x):
+        mask = net.hard(x)[:, None]
+        y = (x + mask * net.f(x)).tanh()
+        y = net.h(y)
+        return net.head(y + mask * net.g(y))
+
+    made = staged(Net(forward))
+    assert [gate.name for gate in made.plan.gates] == ["f", "g"]
+    assert len({gate.value for gate in made.plan.gates}) == 1
+
+
+def test_a_module_used_twice_is_gated_twice():
+    def forward(net, x):
+        y = x + net.hard(x)[:, None] * net.f(x)
+        return net.head(y + net.hard(y)[:, None] * net.f(y))
+
+    assert [gate.name for gate in staged(Net(forward)).plan.gates] == ["f", "f_2"]
+
+
+def test_what_two_gates_share_runs_for_either():
+    def forward(net, x):
+        shared = net.h(x)
+        one, two = net.hard(x)[:, None], (net.ask2(x)[:, :1] > 0).float()
+        return net.head(x + one * net.f(shared) + two * net.g(shared))
+
+    made = staged(Net(forward))
+    assert sorted(gate.name for gate in made.plan.gates) == ["f", "g"]
+
+
+def test_zeros_from_a_closed_gate_are_joined_to_other_features():
+    def forward(net, x):
+        return net.head(torch.cat([net.hard(x)[:, None] * net.f(x), x], 1)[:, :8] * 2)
+
+    (gate,) = staged(Net(forward)).plan.gates
+    assert [sources[1] for sources in gate.outputs.values()] == [""]
+
+
+def test_gates_between_exits():
+    def forward(net, x):
+        mask = net.hard(x)[:, None]
+        y = x + mask * net.f(x)
+        early = net.early(y)
+        z = y + (net.ask2(y)[:, :1] > 0) * net.g(y)
+        return [early, net.head(z)]
+
+    made = staged(Net(forward))
+    kinds = [type(step).__name__ for step in made.plan.steps]
+    assert kinds == ["Run", "Gate", "Run", "Exit", "Run", "Gate", "Run", "Exit"] or kinds.count("Gate") == 2
+    first = made.plan.steps.index(made.plan.exits[0])
+    assert made.plan.steps.index(made.plan.gates[0]) < first < made.plan.steps.index(made.plan.gates[1])
+
+
+def test_returned_masks_and_gate_probabilities_are_not_taken_for_logits():
+    def forward(net, x):
+        prob = net.ask(x).softmax(1)
+        mask = through(prob[:, 1], (prob[:, 1] > 0.5).float())[:, None]
+        second = net.ask2(x).softmax(1)
+        again = (second[:, 1:] > 0.5).float()
+        y = x + mask * net.f(x)
+        return net.head(y + again * net.g(y)), [mask, again], [prob.log(), second]
+
+    made = staged(Net(forward))
+    assert [point.path for point in made.exits] == ["0"]
+    assert [gate.name for gate in made.plan.gates] == ["f", "g"]
+
+
+def test_soft_attention_is_no_gate():
+    def forward(net, x):
+        y = net.f(x) * net.squeeze(x).sigmoid()
+        y = y * net.ask(y).softmax(1)[:, :1]
+        return net.head(y * F.hardsigmoid(net.ask2(y)[:, :1]))
+
+    made = staged(Net(forward))
+    assert not made.plan.gates
+    assert not made.gates.findings
+
+
+def test_a_mask_per_channel_saves_nothing_and_says_so():
+    made = staged(Net(lambda net, x: net.head(x + (net.squeeze(x) > 0).float() * net.f(x))))
+    assert not made.plan.gates
+    (finding,) = made.gates.findings
+    assert finding.gate is None
+    assert finding.reason == "a mask of shape (8,) for each sample, not one number: everything is computed"
+    assert "test_gates.py" in finding.product
+
+
+def test_a_part_too_cheap_for_a_stage_stays_where_it_is():
+    made = staged(Net(skip), smallest=1000)
+    assert not made.plan.gates
+    assert made.gates.findings[0].reason == "it guards 256 MACs, fewer than a stage of its own costs (1000)"
+
+
+def test_a_constant_gate_is_computed_as_it_is():
+    made = staged(Net(lambda net, x: net.head(x + torch.ones(len(x), 1).round() * net.f(x))))
+    assert not made.plan.gates
+
+
+def test_a_gate_on_its_own_result_cannot_leave_it_out():
+    def forward(net, x):
+        y = net.f(x)
+        return net.head(x + (net.ask(y)[:, :1] > 0).float() * y)
+
+    assert not staged(Net(forward)).plan.gates
+
+
+def test_recurrent_state_with_the_batch_as_its_second_dimension_crosses():
+    class Recurrent(Net):
+        def __init__(self):
+            super().__init__(None)
+            self.rnn = nn.LSTM(8, 4)
+            self.to_mask = nn.Linear(4, 1)
+            self.hidden = None
+
+        def mask(self, x):
+            out, self.hidden = self.rnn(x[None], self.hidden)
+            return (self.to_mask(out[0]).sigmoid() > 0.5).float()
+
+        def forward(self, x):
+            self.hidden = (torch.zeros(1, len(x), 4), torch.zeros(1, len(x), 4))
+            x = x + self.mask(x) * self.f(x)
+            x = x + self.mask(x) * self.g(x)
+            return self.head(x + self.mask(x) * self.h(x))
+
+    made = staged(Recurrent())
+    assert [gate.name for gate in made.plan.gates] == ["f", "g", "h"]
+    assert all(stage.macs is not None for stage in made.plan.stages)
+
+
+def test_sampling_is_refused_with_its_line():
+    with pytest.raises(CaptureError, match=r"samples at random .* with aten.bernoulli|differs between two runs"):
+        staged(Net(lambda net, x: net.head(x + torch.bernoulli(net.ask(x)[:, :1].sigmoid()) * net.f(x))))
+
+
+class Random(nn.Module):
+    """A random nest of gates, branches, shared modules and exits."""
+
+    def __init__(self, draw):
+        super().__init__()
+        torch.manual_seed(draw(st.integers(0, 10**6)))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.asks = nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(8, 3) for _ in range(3))
+        self.program = [self.draw(draw, 3) for _ in range(draw(st.integers(1, 3)))]
+
+    def draw(self, draw, depth):
+        kinds = ["layer"] if depth == 0 else ["layer", "skip", "scale", "where", "zero", "chain"]
+        kind = draw(st.sampled_from(kinds))
+        if kind == "layer":
+            return kind, draw(st.integers(0, 3))
+        ask = draw(st.integers(0, 2))
+        if kind in ("where", "chain"):
+            return kind, ask, self.draw(draw, depth - 1), self.draw(draw, depth - 1)
+        return kind, ask, self.draw(draw, depth - 1)
+
+    def do(self, step, x):
+        kind = step[0]
+        if kind == "layer":
+            return self.layers[step[1]](x).tanh()
+        if kind == "chain":
+            return self.do(step[3], self.do(step[2], x))
+        soft = self.asks[step[1]](x)
+        mask = (soft > 0).float()
+        if kind == "skip":
+            return mask * self.do(step[2], x) + (1 - mask) * x
+        if kind == "scale":
+            return x + mask * soft.sigmoid() * self.do(step[2], x)
+        if kind == "zero":
+            return (mask * self.do(step[2], x) + 1).sin()
+        return torch.where(mask > 0, self.do(step[2], x), self.do(step[3], x))
+
+    def forward(self, x):
+        logits = []
+        for step, head in zip(self.program, self.heads, strict=False):
+            x = self.do(step, x)
+            logits.append(head(x))
+        return logits
+
+
+@given(st.data())
+@settings(max_examples=15, deadline=None)
+def test_random_networks(data):
+    staged(Random(data.draw), rows=5)
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=500, deadline=None)
+def test_500_random_networks(data):
+    staged(Random(data.draw), rows=5)

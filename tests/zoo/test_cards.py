@@ -1,0 +1,54 @@
+"""The networks trained on CIFAR-10 do on the test images what their cards say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgekit.data import load_dataset
+from edgekit.zoo import registry
+from edgekit.zoo.skipping import measure_skips
+from edgekit.zoo.training import evaluate
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "test.tar.gz"
+SKIPPING = ["skipnet38-cifar10", "skipnet38-rnn-cifar10", "blockdrop-cifar10"]
+
+pytestmark = [
+    pytest.mark.cifar,
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.exists(), reason="CIFAR-10 test images are not beside the project (shared/data)"),
+]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_dataset(DATA, preprocess=registry.find(SKIPPING[0]).preprocess)
+
+
+def on_the_card(name, what):
+    """The number in the card's row ``what``, percentages as shares."""
+    card = (registry.WEIGHTS / f"{name}.md").read_text()
+    value, percent = re.search(rf"^\| {re.escape(what)} \| ([0-9.]+)(%?) \|$", card, re.MULTILINE).groups()
+    return float(value) / (100 if percent else 1)
+
+
+def accuracy(name, images):
+    return evaluate(registry.load(name), images, objective=registry.find(name).objective)[-1]
+
+
+def test_backbone(images):
+    assert accuracy("resnet38-cifar10", images) == pytest.approx(on_the_card("resnet38-cifar10", "1"), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_blocks_are_left_out_at_little_loss(name, images):
+    skipping = accuracy(name, images)
+    figures = measure_skips(registry.load(name), images)
+    assert skipping == pytest.approx(on_the_card(name, "1"), abs=1e-3)
+    for what, value in figures.items():
+        assert value == pytest.approx(on_the_card(name, what), abs=2e-3)
+    assert skipping >= 0.85
+    assert figures["gated blocks left out, share"] >= 0.3
+    assert skipping >= figures["accuracy of the same weights with every block run"] - 0.01
