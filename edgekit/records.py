@@ -8,6 +8,8 @@ History of :data:`PROFILE_SCHEMA`:
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,19 @@ import msgspec
 
 from edgekit.environment import Environment
 from edgekit.errors import MeasurementError
+from edgekit.plan import Exit, Plan, Run, Step, walk
 
 __all__ = [
     "PROFILE_SCHEMA",
     "Closure",
     "Energy",
     "ExitProfile",
+    "GateShare",
     "LatencySummary",
     "Profile",
     "StreamProfile",
+    "gate_shares",
+    "mean_macs",
 ]
 
 PROFILE_SCHEMA = 1
@@ -120,6 +126,7 @@ class StreamProfile(msgspec.Struct, frozen=True, kw_only=True):
         latency_ns: raw, sample by sample.
         latency: their summary.
         energy: of one inference.
+        macs: mean for one sample of the data: what ran, by the stages' MACs.
     """
 
     accuracy: float | None
@@ -127,6 +134,71 @@ class StreamProfile(msgspec.Struct, frozen=True, kw_only=True):
     latency_ns: tuple[int, ...]
     latency: LatencySummary
     energy: Energy
+    macs: float | None = None
+
+
+class GateShare(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a gate was open.
+
+    Attributes:
+        name: of the gate.
+        reached: rows that came to it; rows that left before, or took another way, did not.
+        open: those among them that found it open; ``None`` where the stages that ran do not tell.
+        share: open of reached; ``None`` when none came.
+    """
+
+    name: str
+    reached: int | None
+    open: int | None
+    share: float | None
+
+
+def gate_shares(plan: Plan, exits: Sequence[int], executed: Mapping[str, int]) -> tuple[GateShare, ...]:
+    """How often each gate was open, told by the stages that ran.
+
+    Args:
+        plan: stages and steps.
+        exits: index of the exit that each row took.
+        executed: rows that each stage ran on.
+    """
+    runs = Counter(step.stage for step in walk(plan.steps) if isinstance(step, Run))
+    left = Counter(exits)
+    found: list[GateShare] = []
+    remaining, passed = left.total(), 0
+    for step in plan.steps:
+        if isinstance(step, Exit):
+            remaining, passed = remaining - left[passed], passed + 1
+        else:
+            found += _shares([step], remaining, {name: executed[name] for name, times in runs.items() if times == 1})
+    return tuple(found)
+
+
+def _shares(steps: Sequence[Step], reached: int | None, rows: Mapping[str, int]) -> Iterator[GateShare]:
+    """Of the gates among steps that so many rows came to; ``rows`` knows the stages that are run in one place."""
+    for step in steps:
+        if isinstance(step, Run | Exit):
+            continue
+        opened, closed = (_rows_of(way, rows) for way in (step.steps, step.otherwise))
+        if reached is not None:
+            opened = reached - closed if opened is None and closed is not None else opened
+            closed = reached - opened if closed is None and opened is not None else closed
+        share = opened / reached if opened is not None and reached else None
+        yield GateShare(name=step.name, reached=reached, open=opened, share=share)
+        yield from _shares(step.steps, opened, rows)
+        yield from _shares(step.otherwise, closed, rows)
+
+
+def _rows_of(steps: Sequence[Step], rows: Mapping[str, int]) -> int | None:
+    """Rows that took a way: those of the first stage that is run on it alone."""
+    return next((rows[step.stage] for step in steps if isinstance(step, Run) and step.stage in rows), None)
+
+
+def mean_macs(plan: Plan, executed: Mapping[str, int], *, samples: int) -> float | None:
+    """MACs of what ran, for one sample; ``None`` when a stage's could not be counted."""
+    counts = [(stage.macs, executed[stage.name]) for stage in plan.stages]
+    if any(macs is None and rows for macs, rows in counts):
+        return None
+    return sum((macs or 0) * rows for macs, rows in counts) / samples
 
 
 class Closure(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +240,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         after: the machine after.
         warnings: what makes the figures less certain, in words.
         scripted: ``None`` when everything is real; else what was not (a fake runtime, a replayed meter).
+        gates: how often each was open on the data, with the policy; empty where the network has none.
     """
 
     schema: int = PROFILE_SCHEMA
@@ -192,6 +265,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     after: Environment
     warnings: tuple[str, ...] = ()
     scripted: str | None = None
+    gates: tuple[GateShare, ...] = ()
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, aside and renamed.

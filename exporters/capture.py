@@ -34,6 +34,7 @@ from edgekit.exporters.graph import (
     refuse_values,
 )
 from edgekit.exporters.mixtures import mixtures_as_sums
+from edgekit.exporters.ranking import rank_by_rule
 from edgekit.exporters.source import reason
 from edgekit.tensors import BATCH
 
@@ -202,6 +203,7 @@ def _captured(
     refuse_random(program)
     keep_batch(program)
     drop_same_size(program)
+    rank_by_rule(program)
     mixtures_as_sums(program)
     merge_views(program)
     used_names = {str(name) for name in signature.user_inputs}
@@ -209,7 +211,7 @@ def _captured(
     tensors = tuple(leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))
     placeholders = tuple(node for node in inputs if isinstance(node.meta.get("val"), Tensor))
     paths, _ = pytree.tree_flatten_with_path(reference)
-    returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)  # type: ignore[arg-type]
+    returned = zip(program.graph.output_node().args[0], signature.output_specs, strict=True)
     nodes = [node for node, spec in returned if spec.kind is OutputKind.USER_OUTPUT]
     outputs = tuple(
         Output(path=_path(path), node=node, value=leaf)

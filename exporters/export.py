@@ -28,6 +28,7 @@ from edgekit.exporters.parity import (
     forced_exits,
     golden_inputs,
     require_rows_apart,
+    settle_ties,
 )
 from edgekit.exporters.partition import Cut, Part, partition
 from edgekit.exporters.stages import all_cuts, make_plan, trace_stage
@@ -177,6 +178,7 @@ def export_bundle(
         expected = staged.eager(inputs)
         alone = staged.eager([tensor[len(tensor) // 2 :] for tensor in inputs])
         require_rows_apart(expected, alone, staged.exits, tolerance=tolerance)
+        expected, ties = settle_ties(staged.captured, staged.exits, inputs, expected)
         forced = staged.forced(inputs)
         artifacts = _lower(staged, lowering, writer, progress)
         parity = {}
@@ -202,7 +204,7 @@ def export_bundle(
                     "decisions": [asdict(finding) for finding in staged.gates.findings],
                 },
                 parity=parity,
-                notes=staged.notes,
+                notes=(*staged.notes, *ties),
                 versions={"edgekit": version("edgekit"), **{k: v for t in lowering for k, v in t.versions().items()}},
             )
         )

@@ -110,6 +110,16 @@ class Gates:
         """Every gate, nested ones after the one that holds them."""
         return _all(self.gates)
 
+    def reached(self, outcomes: Mapping[str, bool]) -> list[GatePoint]:
+        """The gates that are asked when gates have these outcomes: those on a way that is not taken are not."""
+        return list(_reached(self.gates, outcomes))
+
+
+def _reached(gates: Sequence[GatePoint], outcomes: Mapping[str, bool]) -> Iterator[GatePoint]:
+    for gate in gates:
+        yield gate
+        yield from _reached((gate.open if outcomes[gate.name] else gate.closed).gates, outcomes)
+
 
 def _all(gates: Sequence[GatePoint]) -> Iterator[GatePoint]:
     for gate in gates:
@@ -228,9 +238,12 @@ class _Finder:
         spared = needed - closed.ancestors(level.outputs)
         if binary:
             spared |= needed - opened.ancestors(level.outputs)
-        spared -= view.ancestors([root])
-        spared -= {node for node in spared if node in self.hard and self.hard[node].root is root}
-        return spared, opened, closed
+        asked = view.ancestors([root])
+        for node in sorted(spared - asked, key=self.order.__getitem__):
+            # Views and complements of the value itself are no work: they are made wherever they are read.
+            if node in self.hard and self.hard[node].root is root and asked.issuperset(view.sources(node)):
+                asked.add(node)
+        return spared - asked, opened, closed
 
     def _gates_of(self, level: _Level, root: Node, before: Sequence[GatePoint]) -> list[GatePoint]:
         """One gate for each connected part that a value guards."""

@@ -8,7 +8,7 @@ Its row count depends on the data, which no static graph has. On the rows that c
 
 from __future__ import annotations
 
-import operator
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,12 +92,12 @@ def _lists(node: Node, listing: set[Node]) -> bool:
 
 def _puts_back(node: Node, listing: set[Node]) -> bool:
     name = operator_name(node)
-    if name == "index_add":
-        return node.args[1] == 0 and node.args[2] in listing
+    if name in ("index_add", "index_copy"):
+        return bool(node.args[1] == 0) and node.args[2] in listing
     if name == "index_put":
         indices = node.args[1]
         return isinstance(indices, list | tuple) and len(indices) == 1 and indices[0] in listing
-    return name == "index_copy" and node.args[1] == 0 and node.args[2] in listing
+    return False
 
 
 def _mentions(node: Node, count: torch.SymInt) -> bool:
@@ -129,108 +129,90 @@ def _size_of(program: ExportedProgram, rows: Node) -> Node:
     return size
 
 
+def _make(program: ExportedProgram, at: Node, operation: Any, *args: Any) -> Node:
+    """A new node before another, which it comes from."""
+    with program.graph.inserting_before(at):
+        made = program.graph.call_function(operation, args)
+    made.meta = {key: value for key, value in at.meta.items() if key != "val"}
+    _remember(made)
+    return made
+
+
 def _take_all(program: ExportedProgram, node: Node, listing: set[Node]) -> None:
     """``x[index]`` is ``x``; ``gates[index, e]`` is ``gates[:, e]``."""
+    aten = torch.ops.aten
     source: Any = node.args[0]
     indices: Any = node.args[1] if operator_name(node) == "index" else [node.args[2]]
     for dimension, index in reversed(list(enumerate(indices))):
         if index is None or index in listing:
             continue
-        with program.graph.inserting_before(node):
-            source = program.graph.call_function(
-                torch.ops.aten.index_select.default, (source, dimension, _flat(program, node, index))
-            )
-            source.meta = {**node.meta}
-            _remember(source)
-            if index.meta["val"].ndim == 0 or index.meta["val"].numel() == 1:
-                source = program.graph.call_function(torch.ops.aten.squeeze.dim, (source, dimension))
-                source.meta = {**node.meta}
-                _remember(source)
+        flat = _make(program, node, aten.view.default, index, [-1])
+        source = _make(program, node, aten.index_select.default, source, dimension, flat)
+        if index.meta["val"].numel() == 1:
+            source = _make(program, node, aten.squeeze.dim, source, dimension)
     node.replace_all_uses_with(source)
 
 
-def _flat(program: ExportedProgram, node: Node, index: Node) -> Node:
-    made = program.graph.call_function(torch.ops.aten.view.default, (index, [-1]))
-    made.meta = {**node.meta}
-    _remember(made)
-    return made
-
-
 def _put_where_chosen(program: ExportedProgram, node: Node, rows: Node) -> None:
+    """``y.index_add(0, index, out)`` is ``y + where(chosen, out, 0)``; without adding, ``where(chosen, out, y)``."""
+    aten = torch.ops.aten
     name = operator_name(node)
     target: Any = node.args[0]
     value: Any = node.args[2] if name == "index_put" else node.args[3]
     adds = name == "index_add" or (name == "index_put" and len(node.args) > 3 and bool(node.args[3]))
     shape = [-1] + [1] * (target.meta["val"].ndim - 1)
-    made = []
-
-    def add(operation: Any, *args: Any) -> Node:
-        node_made = program.graph.call_function(operation, args)
-        node_made.meta = {key: item for key, item in node.meta.items() if key != "val"}
-        _remember(node_made)
-        made.append(node_made)
-        return node_made
-
-    with program.graph.inserting_before(node):
-        is_chosen = add(torch.ops.aten.view.default, add(torch.ops.aten.ne.Scalar, rows, 0), shape)
-        if adds:
-            zero = add(torch.ops.aten.zeros_like.default, target)
-            add(torch.ops.aten.add.Tensor, target, add(torch.ops.aten.where.self, is_chosen, value, zero))
-        else:
-            add(torch.ops.aten.where.self, is_chosen, value, target)
-    node.replace_all_uses_with(made[-1])
+    chosen = _make(program, node, aten.view.default, _make(program, node, aten.ne.Scalar, rows, 0), shape)
+    if adds:
+        zero = _make(program, node, aten.zeros_like.default, target)
+        kept = _make(program, node, aten.where.self, chosen, value, zero)
+        made = _make(program, node, aten.add.Tensor, target, kept)
+    else:
+        made = _make(program, node, aten.where.self, chosen, value, target)
+    node.replace_all_uses_with(made)
 
 
 def _unstacked(program: ExportedProgram, node: Node) -> bool:
     """``(stack(parts, d) * weights).sum(d)`` as a sum of products, one for each part."""
-    dims = node.args[1] if len(node.args) > 1 else None
+    dims: Any = node.args[1] if len(node.args) > 1 else None
     product = stripped(node.args[0])
     if not isinstance(dims, list | tuple) or len(dims) != 1 or len(node.args) > 2 or operator_name(product) != "mul":
         return False
     rank = product.meta["val"].ndim
-    dim = int(dims[0]) % rank  # type: ignore[call-overload]
-    for stack, weights in (product.args[:2], product.args[1::-1]):
-        stack = stripped(stack)
+    dim = dims[0] % rank
+    for one, weights in (product.args[:2], product.args[1::-1]):
+        stack = stripped(one)
         if not isinstance(stack, Node) or operator_name(stack) != "stack" or not isinstance(weights, Node):
             continue
-        place = (stack.args[1] if len(stack.args) > 1 else 0) % rank
+        parts: Any = stack.args[0]
+        place: Any = stack.args[1] if len(stack.args) > 1 else 0
         known = weights.meta["val"]
-        if place == dim and known.ndim == rank and known.shape[dim] == len(stack.args[0]):
-            node.replace_all_uses_with(_sum_of_products(program, node, stack.args[0], weights, dim))
+        if place % rank == dim and known.ndim == rank and known.shape[dim] == len(parts):
+            node.replace_all_uses_with(_sum_of_products(program, node, parts, weights, dim))
             return True
     return False
 
 
 def _sum_of_products(program: ExportedProgram, node: Node, parts: Sequence[Node], weights: Node, dim: int) -> Node:
-    total: Node | None = None
-    with program.graph.inserting_before(node):
-        for place, part in enumerate(parts):
-            weight = program.graph.call_function(torch.ops.aten.select.int, (weights, dim, place))
-            product = program.graph.call_function(torch.ops.aten.mul.Tensor, (weight, part))
-            for made in (weight, product):
-                made.meta = {key: item for key, item in node.meta.items() if key != "val"}
-                _remember(made)
-            if total is None:
-                total = product
-                continue
-            total = program.graph.call_function(torch.ops.aten.add.Tensor, (total, product))
-            total.meta = {key: item for key, item in node.meta.items() if key != "val"}
-            _remember(total)
-    assert total is not None
-    return total
+    aten = torch.ops.aten
+    products = [
+        _make(program, node, aten.mul.Tensor, _make(program, node, aten.select.int, weights, dim, place), part)
+        for place, part in enumerate(parts)
+    ]
+    return functools.reduce(lambda total, product: _make(program, node, aten.add.Tensor, total, product), products)
 
 
 def _remember(node: Node) -> None:
     """Work out anew what a node's result looks like."""
     if node.op != "call_function":
         return
+    target: Any = node.target
     values = pytree.tree_map(lambda arg: arg.meta["val"] if isinstance(arg, Node) else arg, (node.args, node.kwargs))
     fakes = [value for value in pytree.tree_leaves(values) if isinstance(value, torch._subclasses.FakeTensor)]
     if not fakes:
-        node.meta["val"] = operator.call(node.target, *values[0], **values[1]) if callable(node.target) else None
+        node.meta["val"] = target(*values[0], **values[1])
         return
     with fakes[0].fake_mode, torch.no_grad():
-        node.meta["val"] = node.target(*values[0], **values[1])  # type: ignore[operator]
+        node.meta["val"] = target(*values[0], **values[1])
 
 
 def _drop_unread(program: ExportedProgram) -> None:

@@ -21,7 +21,7 @@ from edgekit.policy import Policy
 from edgekit.session import Session
 from edgekit.tensors import BATCH
 
-__all__ = ["check_parity", "eager_exits", "forced_exits", "golden_inputs", "require_rows_apart"]
+__all__ = ["check_parity", "eager_exits", "forced_exits", "golden_inputs", "require_rows_apart", "settle_ties"]
 
 QUANTILES = (0.25, 0.5, 0.75)
 """Threshold settings that decisions are compared at: these shares of the golden samples stay at each exit."""
@@ -113,6 +113,41 @@ def forced_exits(
         return [torch.cat(part) for part in zip(*parts, strict=True)]
     seen = _Forced(captured, points, forced).exits(inputs)
     return [torch.softmax(v, dim=1) if p.probabilities else v for p, v in zip(points, seen, strict=True)]
+
+
+def settle_ties(
+    captured: Captured, points: Sequence[ExitPoint], inputs: Sequence[Tensor], eager: Sequence[Tensor]
+) -> tuple[list[Tensor], tuple[str, ...]]:
+    """The eager model's answers, or, for samples that tie in a ranking, those by the rule of the lowest index.
+
+    Args:
+        captured: the model's graph.
+        points: exits.
+        inputs: one tensor per network input.
+        eager: what the model gives at each exit.
+
+    Returns:
+        Answers at each exit, and a note when there were ties.
+    """
+    ranks = [node for node in captured.program.graph.nodes if node.target is torch.ops.edgekit.topk.default]
+    if not ranks or captured.batch != BATCH:
+        return list(eager), ()
+    graph = _Forced(captured, points, {})
+    ruled = graph.exits(inputs)
+    tied = torch.zeros(len(inputs[0]), dtype=torch.bool)
+    for node in ranks:
+        values, count, dim = (graph.env[arg] if isinstance(arg, Node) else arg for arg in node.args)
+        ordered = values.sort(dim=dim, descending=True).values.movedim(dim, -1)
+        equal = (ordered[..., :count] == ordered[..., 1 : count + 1]) if ordered.shape[-1] > count else None
+        if equal is not None and len(equal) == len(tied):
+            tied |= equal.reshape(len(tied), -1).any(1)
+    if not tied.any():
+        return list(eager), ()
+    answers = [
+        torch.where(tied[:, None], torch.softmax(by_rule, dim=1) if point.probabilities else by_rule, given)
+        for point, by_rule, given in zip(points, ruled, eager, strict=True)
+    ]
+    return answers, (f"{int(tied.sum())} of {len(tied)} golden samples tie in a top-k: the lowest index is taken",)
 
 
 class _Forced(Interpreter):
@@ -306,7 +341,10 @@ def _difference(given: NDArray[np.float32], expected: Tensor, point: ExitPoint, 
     if point.probabilities:
         values = torch.softmax(values, dim=1)
     if not torch.equal(values.isfinite(), expected.isfinite()):
-        raise ParityError(f"exit '{point.name}': NaN or infinity where the eager model has none, or the reverse")
+        raise ParityError(
+            f"exit '{point.name}': NaN or infinity where the eager model has none, or the reverse. A closed gate leaves "
+            "out what the model multiplies by zero, and 0 × infinity is NaN: keep what is gated finite"
+        )
     finite = expected.isfinite()
     if not bool(finite.any()):
         return 0.0

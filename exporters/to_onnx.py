@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgekit.bundle import variant
 from edgekit.errors import LoweringError, require
+from edgekit.exporters import ranking  # noqa: F401 registers the operator
 from edgekit.exporters.capture import quiet
 from edgekit.plan import SCORES, Stage
 from edgekit.tensors import TensorSpec
@@ -58,6 +59,7 @@ class OnnxTarget:
                     input_names=list(stage.inputs),
                     output_names=list(stage.outputs),
                     opset_version=OPSET,
+                    custom_translation_table={torch.ops.edgekit.topk.default: _topk},
                     verbose=False,
                 )
         except torch.onnx.errors.OnnxExporterError as error:
@@ -72,6 +74,13 @@ class OnnxTarget:
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that write the artifact."""
         return {name: version(name) for name in ("onnx", "onnxscript", "torch")}
+
+
+def _topk(x: Any, k: int, dim: int) -> Any:
+    """ONNX's TopK takes the lowest index of equal values, as :func:`edgekit.exporters.ranking.topk` does."""
+    from onnxscript import opset18
+
+    return opset18.TopK(x, opset18.Constant(value_ints=[k]), axis=dim, largest=1, sorted=1)
 
 
 def _make_unique(graph: ir.Graph) -> None:
@@ -106,7 +115,9 @@ def _pool_globally(graph: ir.Graph) -> None:
         operator, settings = ("Identity", None) if kept else ("Flatten", {"axis": 1})
         shaped = ir.node(operator, pooled.outputs, attributes=settings)
         graph.insert_before(node, shaped)
-        ir.convenience.replace_all_uses_with(node.outputs, shaped.outputs)
+        name = node.outputs[0].name
+        ir.convenience.replace_all_uses_with(node.outputs, shaped.outputs, replace_graph_outputs=True)
+        node.outputs[0].name, shaped.outputs[0].name = f"{name}.mean", name
         graph.remove(node, safe=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,13 @@ class Answers:
         exits: ``(samples,)`` index of the exit that the policy gives each sample.
         policy_correct: ``(samples,) bool`` of the policy's answers; ``None`` without labels.
         exit_correct: ``(exits, samples) bool`` of every exit's; ``None`` without labels.
+        executed: rows that each stage ran on with the policy.
     """
 
     exits: NDArray[np.intp]
     policy_correct: NDArray[np.bool_] | None
     exit_correct: NDArray[np.bool_] | None
+    executed: Counter[str]
 
     @property
     def accuracy(self) -> float | None:
@@ -77,11 +80,13 @@ def check_answers(session: Session, data: Dataset, *, progress: Progress) -> Ans
     exits: list[NDArray[Any]] = []
     policy_correct: list[NDArray[np.bool_]] = []
     exit_correct: list[NDArray[np.bool_]] = []
+    executed: Counter[str] = Counter()
     done = 0
     for inputs in data.batches(BATCH_ROWS):
         rows = slice(done, done + len(inputs))
         result = session.run(inputs)
         exits.append(result.exit)
+        executed.update(result.executed)
         if data.labels is not None:
             labels = data.labels[rows]
             policy_correct.append(result.logits.argmax(axis=1) == labels)
@@ -93,4 +98,5 @@ def check_answers(session: Session, data: Dataset, *, progress: Progress) -> Ans
         exits=np.concatenate(exits).astype(np.intp),
         policy_correct=np.concatenate(policy_correct) if policy_correct else None,
         exit_correct=np.concatenate(exit_correct, axis=1) if exit_correct else None,
+        executed=executed,
     )

@@ -102,6 +102,7 @@ def profile(
         latency_ns=tuple(timings.stream_ns),
         latency=summarize(timings.stream_ns, seed=seed),
         energy=spent.stream,
+        macs=mean_macs(session.plan, answers.executed, samples=len(data)),
     )
     closure = close_latency(timings)
     summaries = {each.name: each.latency for each in exits} | {"stream": stream.latency}
@@ -134,6 +135,7 @@ def profile(
             *_other_warnings(spent, meter, first_run_s=first_run_s, peak=peak),
         ),
         scripted=scripted,
+        gates=gate_shares(session.plan, answers.exits.tolist(), answers.executed),
     )
 
 

@@ -136,6 +136,7 @@ def interpret(plan, policy, x, gates=None, leave=None):
         accepts = index == len(plan.exits) - 1 or values[step.scores["max_prob"]] >= policy.thresholds[index]
         if accepts if leave is None else index == leave:
             return index, np.nan_to_num(values[step.logits], nan=5), executed
+    raise AssertionError("the last exit accepts all")
 
 
 @st.composite

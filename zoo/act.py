@@ -159,7 +159,7 @@ PONDERING = Objective(
 def measure_steps(model: nn.Module, data: Dataset) -> dict[str, float]:
     """How many steps the samples take: the mean, and the share of samples that halt after each."""
     assert isinstance(model, ACTNet)
-    _, steps, _ = model.eval().ponder(torch.from_numpy(data.batch(slice(None))))
+    steps = torch.cat([model.eval().ponder(torch.from_numpy(images))[1] for images in data.batches(250)])
     shares = {
         f"share of samples that halt after step {step}": float((steps == step).float().mean())
         for step in range(1, model.config.max_steps + 1)

@@ -298,21 +298,22 @@ BALANCED = Objective(
 def measure_routing(model: nn.Module, data: Dataset) -> dict[str, float]:
     """Where the samples go: each expert's share of them, and the work of a sample with and without closed experts."""
     assert isinstance(model, MoENet)
-    images = torch.from_numpy(data.batch(slice(None)))
     gates: list[Tensor] = []
     mixtures = [module for module in model.modules() if isinstance(module, Mixture)]
     hooks = [each.router.register_forward_hook(lambda _, __, out: gates.append(out[0])) for each in mixtures]
-    model.eval()(images)
+    for images in data.batches(250):
+        model.eval()(torch.from_numpy(images))
     for hook in hooks:
         hook.remove()
     figures = {}
-    for number, layer in enumerate(gates, start=1):
-        for e, share in enumerate((layer > 0).float().mean(0).tolist()):
-            figures[f"mixture {number}, share of samples that expert {e} runs on"] = share
+    for number in range(len(mixtures)):
+        opened = torch.cat(gates[number :: len(mixtures)]) > 0
+        for e, share in enumerate(opened.float().mean(0).tolist()):
+            figures[f"mixture {number + 1}, share of samples that expert {e} runs on"] = share
     for what, mixture in (("all experts", MaskedSum), ("open experts only", RowDispatch)):
         form = MoENet(model.config, mixture=mixture).eval()
         form.load_state_dict(model.state_dict())
         with FlopCounterMode(display=False) as counter:
-            form(images[:1])
+            form(torch.from_numpy(data.batch(slice(0, 1))))
         figures[f"MACs of a sample, {what}"] = counter.get_total_flops() / 2
     return figures

@@ -9,6 +9,7 @@ import pytest
 
 from edgekit.data import load_dataset
 from edgekit.zoo import registry
+from edgekit.zoo.moe import measure_routing
 from edgekit.zoo.skipping import measure_skips
 from edgekit.zoo.training import evaluate
 
@@ -52,3 +53,15 @@ def test_blocks_are_left_out_at_little_loss(name, images):
     assert skipping >= 0.85
     assert figures["gated blocks left out, share"] >= 0.3
     assert skipping >= figures["accuracy of the same weights with every block run"] - 0.01
+
+
+def test_experts(images):
+    model = registry.load("moe-cifar10")
+    figures = measure_routing(model, images)
+    given = accuracy("moe-cifar10", images)
+    assert given >= 0.7
+    assert given == pytest.approx(on_the_card("moe-cifar10", "1"), abs=1e-3)
+    shares = {what: value for what, value in figures.items() if "share" in what}
+    for what, value in shares.items():
+        assert value == pytest.approx(on_the_card("moe-cifar10", what), abs=2e-3)
+    assert all(0.1 <= share <= 0.9 for share in shares.values()), "no expert is idle, none takes everything"
