@@ -61,9 +61,20 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, tag_field="do", tag="run"):
-    """Run a stage on the rows that are still in."""
+    """Run a stage on the rows that are still in.
+
+    Attributes:
+        stage: its name.
+        tensors: what its inputs and outputs are called in this run, where that is not as in the stage: equal stages,
+            as an unrolled loop has, share one artifact and its weights.
+    """
 
     stage: str
+    tensors: dict[str, str] = {}
+
+    def called(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Tensors of this run by their names in the stage."""
+        return tuple(self.tensors.get(name, name) for name in names)
 
 
 class Exit(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="exit"):
@@ -241,13 +252,19 @@ def _run_problems(plan: Plan, step: Step, stages: dict[str, Stage], ready: set[s
             yield f"it runs stage '{step.stage}', which does not exist"
             return
         stage = stages[step.stage]
-        missing = [name for name in stage.inputs if name not in ready]
+        missing = [name for name in step.called(stage.inputs) if name not in ready]
         if missing:
             yield f"stage '{stage.name}' needs '{missing[0]}' before anything has made it"
-        untold = [name for name in stage.outputs if name not in plan.tensors]
+        untold = [name for name in (*stage.outputs, *step.called(stage.outputs)) if name not in plan.tensors]
         if untold:
             yield f"output '{untold[0]}' of stage '{stage.name}' has no specification"
-        ready.update(stage.outputs)
+        elif not missing:
+            yield from (
+                f"stage '{stage.name}' takes or makes '{name}', and in one run '{other}', of another shape or dtype"
+                for name, other in step.tensors.items()
+                if not plan.tensors[name].like(plan.tensors[other])
+            )
+        ready.update(step.called(stage.outputs))
     else:
         if step.value not in ready:
             yield f"gate '{step.name}' needs '{step.value}' before anything has made it"

@@ -6,12 +6,12 @@ out of the gate says which tensor each name stands for from there on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgekit.plan import ZERO, Exit, Gate, Plan, Run, Step, walk
+from edgekit.plan import ZERO, Exit, Gate, Plan, Run, Stage, Step, walk
 
 __all__ = ["Block", "Call", "Edge", "Fork", "Leave", "asked_of", "route"]
 
@@ -72,12 +72,14 @@ class Call:
 
     Attributes:
         stage: its name.
-        outputs: asked of it.
+        inputs: tensors that it reads, each with its name in the stage.
+        outputs: tensors asked of it, likewise.
         live: tensors that are read after it.
     """
 
     stage: str
-    outputs: tuple[str, ...]
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
     live: frozenset[str]
 
 
@@ -100,10 +102,13 @@ class Block:
     live: frozenset[str] = frozenset()
     needed: frozenset[str] = frozenset()
 
-    def prepend(self, stage: str, outputs: tuple[str, ...], inputs: Iterable[str]) -> None:
-        """Run a stage before all others."""
-        self.calls = (Call(stage, outputs, self.needed), *self.calls)
-        self.needed = (self.needed - set(outputs)).union(inputs)
+    def prepend(self, stage: Stage, run: Run, asked: Container[str]) -> None:
+        """Run a stage before all others, unless nothing is asked of it."""
+        inputs = tuple(zip(run.called(stage.inputs), stage.inputs, strict=True))
+        outputs = tuple(pair for pair in zip(run.called(stage.outputs), stage.outputs, strict=True) if pair[0] in asked)
+        if outputs:
+            self.calls = (Call(stage.name, inputs, outputs, self.needed), *self.calls)
+            self.needed = self.needed.difference(name for name, _ in outputs).union(name for name, _ in inputs)
 
 
 def route(
@@ -150,10 +155,7 @@ class _Router:
         block = _block(None, end, read)
         for step in reversed(steps):
             if isinstance(step, Run):
-                stage = self.plan.stage(step.stage)
-                outputs = tuple(name for name in stage.outputs if name in self.asked)
-                if outputs:  # nothing is asked of a mere head whose exit is never taken
-                    block.prepend(stage.name, outputs, stage.inputs)
+                block.prepend(self.plan.stage(step.stage), step, self.asked)
             elif isinstance(step, Gate):
                 block = self._fork(step, block)
             elif step.name in self.deciding:
@@ -187,7 +189,7 @@ def _read_by(steps: Sequence[Step], plan: Plan) -> set[str]:
     read: set[str] = set()
     for step in walk(steps):
         if isinstance(step, Run):
-            read.update(plan.stage(step.stage).inputs)
+            read.update(step.called(plan.stage(step.stage).inputs))
         elif isinstance(step, Gate):
             read.add(step.value)
             read.update(source for sources in step.outputs.values() for source in sources)

@@ -111,9 +111,9 @@ class Slots:
 
     def place(self, call: Call, places: Places, held: Iterable[Buffer] = ()) -> Places:
         """Give the outputs of a call their buffers; returns where everything is that is read by it or after it."""
-        inputs = self.plan.stage(call.stage).inputs
+        inputs = {name for name, _ in call.inputs}
         kept = {name: buffer for name, buffer in places.items() if name in call.live or name in inputs}
-        for name in call.outputs:
+        for name, _ in call.outputs:
             kept[name] = self.take(self.plan.tensors[name], [*held, *kept.values()])
         return kept
 
@@ -123,14 +123,13 @@ class Slots:
         Raises:
             EdgekitError: the runtime cannot bind it.
         """
-        names = (*self.plan.stage(call.stage).inputs, *call.outputs)
-        key = (call.stage, rows, call.outputs, *(id(places[name]) for name in names))
+        buffers = {inside: places[name] for name, inside in (*call.inputs, *call.outputs)}
+        outputs = tuple(inside for _, inside in call.outputs)
+        key = (call.stage, rows, outputs, *(id(buffer) for buffer in buffers.values()))
         found = self._bindings.get(key)
         if found is None:
             try:
-                found = self.runners[call.stage].bind(
-                    {name: places[name] for name in names}, rows=rows, outputs=call.outputs
-                )
+                found = self.runners[call.stage].bind(buffers, rows=rows, outputs=outputs)
             except EdgekitError:
                 raise
             except Exception as error:

@@ -30,8 +30,8 @@ from edgekit.exporters.parity import (
     require_rows_apart,
     settle_ties,
 )
-from edgekit.exporters.partition import Cut, Part, partition
-from edgekit.exporters.stages import all_cuts, make_plan, trace_stage
+from edgekit.exporters.partition import Part, partition
+from edgekit.exporters.stages import make_plan, trace_stage
 from edgekit.interfaces import Runtime, Target
 from edgekit.plan import Plan, Stage
 from edgekit.progress import Progress, silent
@@ -51,6 +51,7 @@ class Staged:
         gates: found between the exits.
         parts: stages and gates.
         plan: the program that runs them.
+        cuts: of the plan's stages.
         notes: what was left out or reordered.
     """
 
@@ -68,13 +69,8 @@ class Staged:
         self.exits = exits
         self.gates = gates
         self.parts = parts
-        self.plan = make_plan(captured, parts)
+        self.plan, self.cuts = make_plan(captured, parts)
         self.notes = notes
-
-    @property
-    def cuts(self) -> tuple[Cut, ...]:
-        """The stages as modules, in the plan's order, those inside gates among them."""
-        return tuple(all_cuts(self.parts))
 
     def forced(self, inputs: Sequence[Tensor]) -> list[tuple[dict[str, bool], Sequence[Tensor]]]:
         """Settings of the gates, and what the whole graph gives at each exit then.

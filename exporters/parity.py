@@ -342,8 +342,8 @@ def _difference(given: NDArray[np.float32], expected: Tensor, point: ExitPoint, 
         values = torch.softmax(values, dim=1)
     if not torch.equal(values.isfinite(), expected.isfinite()):
         raise ParityError(
-            f"exit '{point.name}': NaN or infinity where the eager model has none, or the reverse. A closed gate leaves "
-            "out what the model multiplies by zero, and 0 × infinity is NaN: keep what is gated finite"
+            f"exit '{point.name}': NaN or infinity where the eager model has none, or the reverse. A closed gate "
+            "leaves out what the model multiplies by zero, and 0 × infinity is NaN: keep what is gated finite"
         )
     finite = expected.isfinite()
     if not bool(finite.any()):

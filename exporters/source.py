@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import sys
 import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType, FrameType
 
 import torch
 from torch.fx import Node
 
-__all__ = ["reason", "where"]
+__all__ = ["Place", "reason", "running", "where"]
 
 
 def where(node: Node) -> str:
@@ -48,3 +51,37 @@ def _place(error: BaseException) -> str:
         if _is_own(frame.filename):
             return f" (line {frame.lineno} of {Path(frame.filename).name}: {frame.line})"
     return next(iter(_own_frames(str(error))), "")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a running forward is.
+
+    Attributes:
+        calls: every call on the way there, with the module that it is of: tells one layer's line from another's.
+        line: the innermost one alone.
+        text: as :func:`where` writes it.
+    """
+
+    calls: tuple[tuple[str, int, int, int], ...]
+    line: tuple[str, int, int]
+    text: str = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def running(until: CodeType) -> Place:
+    """The place in the model's source that is being run, inside the call of ``until``."""
+    calls = []
+    frame: FrameType | None = sys._getframe(1)
+    libraries = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+    while frame is not None and frame.f_code is not until:
+        if not frame.f_code.co_filename.startswith(libraries):
+            module = id(frame.f_locals.get("self"))
+            calls.append((frame.f_code.co_filename, frame.f_lineno, frame.f_lasti, module))
+        frame = frame.f_back
+    file, line, instruction, _ = calls[0] if calls else ("", 0, 0, 0)
+    code = linecache.getline(file, line).strip()
+    text = f" (line {line} of {Path(file).name}: {code})" if code else ""
+    return Place(tuple(calls), (file, line, instruction), text)

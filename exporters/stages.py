@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from edgekit.errors import InputError, LoweringError, PartitionError
 from edgekit.exporters.capture import Captured, quiet
@@ -18,7 +20,7 @@ from edgekit.exporters.simplify import Value
 from edgekit.plan import SCORES, ZERO, Exit, Gate, Plan, Run, Stage, Step
 from edgekit.tensors import TensorSpec
 
-__all__ = ["StageModule", "all_cuts", "confidence", "make_plan", "stage_module", "trace_stage"]
+__all__ = ["StageModule", "confidence", "make_plan", "stage_module", "trace_stage"]
 
 
 def confidence(logits: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,18 +65,13 @@ def stage_module(cut: Cut) -> StageModule:
     return StageModule(cut).eval()
 
 
-def all_cuts(parts: Sequence[Part]) -> Iterator[Cut]:
-    """The cuts among parts and inside their gates, in the order in which they first run."""
-    for part in parts:
-        if isinstance(part, Cut):
-            yield part
-        else:
-            yield from all_cuts((*part.open, *part.closed))
+def make_plan(captured: Captured, parts: Sequence[Part]) -> tuple[Plan, tuple[Cut, ...]]:
+    """The program that runs the cuts, passes the gates and leaves at the exits; and the cut of each of its stages.
 
-
-def make_plan(captured: Captured, parts: Sequence[Part]) -> Plan:
-    """The program that runs the cuts, passes the gates and leaves at the exits."""
-    return _Planner(captured).plan(parts)
+    Cuts that compute the same with the same weights become one stage.
+    """
+    planner = _Planner(captured)
+    return planner.plan(parts), tuple(planner.cuts)
 
 
 class _Planner:
@@ -83,6 +80,8 @@ class _Planner:
         self.batch = captured.batch
         self.tensors: dict[str, TensorSpec] = {}
         self.stages: list[Stage] = []
+        self.cuts: list[Cut] = []
+        self.known: dict[tuple[object, ...], tuple[Stage, tuple[int, ...]]] = {}
 
     def plan(self, parts: Sequence[Part]) -> Plan:
         names = {node: node.name for node in self.captured.inputs}
@@ -108,22 +107,28 @@ class _Planner:
             names[node] = f"{cut.name}/{node.name}"
             self._add(names[node], node)
         outputs = [names[node] for node in cut.outputs]
+        key, order = _signature(cut)
+        if cut.point is None and key in self.known:
+            stage, earlier = self.known[key]
+            tensors = {stage.inputs[place]: inputs[own] for place, own in zip(earlier, order, strict=True)}
+            return [Run(stage.name, tensors | dict(zip(stage.outputs, outputs, strict=True)))]
         step = None if cut.point is None else self._exit(cut.point)
         if step is not None:
             inputs.append(step.temperature)
             outputs += [step.logits, *step.scores.values()]
         weights = {tensor.data_ptr(): tensor.nbytes for tensor in cut.module.buffers()}
-        self.stages.append(
-            Stage(
-                name=cut.name,
-                module=cut.module_path,
-                inputs=tuple(inputs),
-                outputs=tuple(outputs),
-                macs=cut.macs,
-                weight_bytes=sum(weights.values()),
-                exit=step is not None,
-            )
+        stage = Stage(
+            name=cut.name,
+            module=cut.module_path,
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            macs=cut.macs,
+            weight_bytes=sum(weights.values()),
+            exit=step is not None,
         )
+        self.stages.append(stage)
+        self.cuts.append(cut)
+        self.known[key] = stage, order
         return [Run(cut.name)] if step is None else [Run(cut.name), step]
 
     def _exit(self, point: ExitPoint) -> Exit:
@@ -162,6 +167,34 @@ class _Planner:
             otherwise=ways[1][0],
             outputs=outputs,
         )
+
+
+def _signature(cut: Cut) -> tuple[tuple[object, ...], tuple[int, ...]]:
+    """What a cut computes with which weights, whatever its tensors are called; and its inputs in order of first use."""
+    numbers: dict[Node, Any] = {}
+    first_used: list[Node] = []
+
+    def numbered(node: Node) -> Any:
+        if node not in numbers:
+            value = node.meta["val"]
+            numbers[node] = ("input", len(first_used), str(value.dtype), str(tuple(value.shape)))
+            first_used.append(node)
+        return numbers[node]
+
+    steps: list[object] = []
+    for node in cut.module.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "get_attr":
+            weight = cut.module.get_buffer(str(node.target))
+            numbers[node] = ("weight", weight.data_ptr(), str(weight.dtype), tuple(weight.shape), weight.stride())
+            continue
+        steps.append((node.op, str(node.target), map_arg(node.args, numbered), map_arg(node.kwargs, numbered)))
+        numbers[node] = ("step", len(steps))
+    placeholders = [node for node in cut.module.graph.nodes if node.op == "placeholder"]
+    order = tuple(placeholders.index(node) for node in first_used)
+    # An input that nothing reads keeps a cut to itself: it would have no place in that order.
+    return (str(steps), len(order) == len(placeholders) or cut.name), order
 
 
 def trace_stage(cut: Cut, stage: Stage, plan: Plan) -> ExportedProgram:

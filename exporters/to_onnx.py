@@ -80,7 +80,8 @@ def _topk(x: Any, k: int, dim: int) -> Any:
     """ONNX's TopK takes the lowest index of equal values, as :func:`edgekit.exporters.ranking.topk` does."""
     from onnxscript import opset18
 
-    return opset18.TopK(x, opset18.Constant(value_ints=[k]), axis=dim, largest=1, sorted=1)
+    count: Any = opset18.Constant(value_ints=[k])
+    return opset18.TopK(x, count, axis=dim, largest=1, sorted=1)
 
 
 def _make_unique(graph: ir.Graph) -> None:

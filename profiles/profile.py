@@ -28,7 +28,7 @@ from edgekit.profiles.protocol import Protocol, as_protocol
 from edgekit.profiles.stats import summarize
 from edgekit.profiles.system import machine_warnings, peak_rss_bytes
 from edgekit.progress import Progress, silent
-from edgekit.records import Closure, Energy, ExitProfile, Profile, StreamProfile
+from edgekit.records import Closure, Energy, ExitProfile, Profile, StreamProfile, gate_shares, mean_macs
 
 if TYPE_CHECKING:
     from edgekit.session import Session

@@ -9,6 +9,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import numpy as np
 import typer
 from rich.console import Console
@@ -18,8 +19,9 @@ from edgekit.bundle import Bundle
 from edgekit.cli import options, output
 from edgekit.data import Dataset, as_dataset
 from edgekit.progress import Progress
+from edgekit.records import gate_shares, mean_macs
 from edgekit.report.files import write_aside
-from edgekit.report.formats import percent
+from edgekit.report.formats import percent, si
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +43,7 @@ def command(
     path: Annotated[Path | None, typer.Option("-o", "--output", help="CSV file to write: a line per sample.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Run data through a bundle: predictions, the exit of each sample, and accuracy where there are labels."""
+    """Run data through a bundle: predictions, exits, how often gates were open, and accuracy where there are labels."""
     import edgekit
 
     options.find_users_code()
@@ -111,6 +113,8 @@ def _summary(session: Session, samples: Dataset, answers: _Answers) -> dict[str,
         "accuracy": None if right is None else float(right.mean()),
         "exits": exits,
         "stages": [{"name": stage.name, "rows": answers.executed[stage.name]} for stage in session.plan.stages],
+        "macs": mean_macs(session.plan, answers.executed, samples=len(samples)),
+        "gates": msgspec.to_builtins(gate_shares(session.plan, answers.exits.tolist(), answers.executed)),
     }
 
 
@@ -140,4 +144,9 @@ def _draw(summary: dict[str, Any], console: Console) -> None:
     table.add_section()
     table.add_row("all", str(summary["samples"]), percent(1.0), percent(summary["accuracy"]), style="bold")
     console.print(table)
+    if summary["gates"]:
+        shares = [f"{each['name']} {percent(each['share'])}" for each in summary["gates"]]
+        console.print(f"gates open: {', '.join(shares)}")
     console.print("rows per stage: " + ", ".join(f"{each['name']} {each['rows']}" for each in summary["stages"]))
+    if summary["macs"] is not None:
+        console.print(f"{si(summary['macs'])} MACs for one sample on average")

@@ -13,7 +13,18 @@ from itertools import takewhile
 from edgekit.records import Energy, LatencySummary, Profile
 from edgekit.report.formats import NONE, energy_unit, fixed, percent, si, time_unit
 
-__all__ = ["STREAM", "Column", "Row", "columns", "energy_reasons", "labels", "notes", "rows", "short_names"]
+__all__ = [
+    "STREAM",
+    "Column",
+    "Row",
+    "columns",
+    "energy_reasons",
+    "gate_lines",
+    "labels",
+    "notes",
+    "rows",
+    "short_names",
+]
 
 STREAM = "stream"
 """Name of the row of the data run through the policy."""
@@ -33,7 +44,7 @@ class Row:
         share: of the stream's samples that left here.
         accuracy: on the data, every sample forced to leave here (for the stream: through the policy).
         share_accuracy: of the stream's samples that left here.
-        macs: for one sample (for the stream: the mean over its exits).
+        macs: for one sample, with every gate open (for the stream: the mean of what ran).
         latency: summary of the raw samples.
         energy: of one inference.
     """
@@ -119,6 +130,8 @@ def _shared(names: Sequence[str]) -> int:
 
 
 def _mean_macs(profile: Profile) -> float | None:
+    if profile.stream.macs is not None:
+        return profile.stream.macs
     counts = [profile.exits[index].macs for index in profile.stream.exits]
     known = [count for count in counts if count is not None]
     return sum(known) / len(known) if known and len(known) == len(counts) else None
@@ -140,7 +153,7 @@ def columns(profiles: Sequence[Profile]) -> tuple[Column, ...]:
             lambda row: percent(row.share_accuracy),
             detail=True,
         ),
-        Column("MACs", "Multiply-accumulates for one sample.", lambda row: si(row.macs)),
+        Column("MACs", _macs_help(profiles), lambda row: si(row.macs)),
         Column(f"median [{time.symbol}]", "Middle of the latencies.", lambda row: fixed(row.latency.median_s, time)),
         Column(
             f"{confidence} CI",
@@ -175,6 +188,19 @@ def columns(profiles: Sequence[Profile]) -> tuple[Column, ...]:
             )
         )
     return tuple(found)
+
+
+def _macs_help(profiles: Sequence[Profile]) -> str:
+    gated = any(profile.gates for profile in profiles)
+    more = " Of an exit with every gate open; of the stream the mean of what ran." if gated else ""
+    return f"Multiply-accumulates for one sample.{more}"
+
+
+def gate_lines(profile: Profile) -> tuple[tuple[str, str, str], ...]:
+    """Every gate: its name, the share of the rows that came to it for which it was open, and how many came."""
+    return tuple(
+        (gate.name, percent(gate.share), NONE if gate.reached is None else str(gate.reached)) for gate in profile.gates
+    )
 
 
 def energy_reasons(profile: Profile) -> tuple[str, ...]:

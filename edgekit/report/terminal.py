@@ -21,7 +21,7 @@ from edgekit.report.facts import (
     scripted_text,
 )
 from edgekit.report.formats import duration, size
-from edgekit.report.tables import Column, columns, energy_reasons, notes, rows, short_names
+from edgekit.report.tables import Column, columns, energy_reasons, gate_lines, notes, rows, short_names
 
 __all__ = ["comparison_table", "print_comparison", "print_profile", "profile_table"]
 
@@ -123,6 +123,8 @@ def _lines(profile: Profile, *, width: int) -> Iterator[Fact]:
     yield Fact("closure", closure_text(profile.closure))
     if profile.energy_closure is not None:
         yield Fact("", closure_text(profile.energy_closure, quantity="energy"))
+    if profile.gates:
+        yield Fact("gates open", ", ".join(f"{name} {share}" for name, share, _ in gate_lines(profile)))
     yield Fact("policy", f"{profile.policy.get('name', '')}; guarantee: {guarantee_text(profile.policy)}")
     for note in (*notes(profile), *energy_reasons(profile)):
         yield Fact("note", note)

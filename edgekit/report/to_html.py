@@ -78,6 +78,7 @@ def _view(profile: Profile, label: str, number: int, figures: dict[str, charts.F
         "cards": facts.cards(profile),
         "columns": tables.columns([profile]),
         "rows": list(zip(every, [*charts.exit_colours(len(every) - 1), charts.STREAM_COLOUR], strict=True)),
+        "gates": tables.gate_lines(profile),
         "notes": tables.notes(profile),
         "closure": facts.closure_text(profile.closure),
         "energy": spent is not None,

@@ -454,6 +454,6 @@ def test_an_infinity_that_a_closed_gate_would_multiply_by_zero_is_refused(tmp_pa
     def forward(net, x):
         return net.head(x + net.hard(x)[:, None] * (net.f(x) + 1 / F.relu(net.ask(x)[:, :1])))
 
-    with pytest.raises(ParityError, match="NaN or infinity where the eager model has none, or the reverse.*0 × inf"):
+    with pytest.raises(ParityError, match=r"NaN or infinity where the eager model has none.* 0 × inf"):
         export_bundle(Net(forward).eval(), torch.randn(4, 8), tmp_path / "net.edgekit", smallest_gate=1)
     assert not list(tmp_path.iterdir())

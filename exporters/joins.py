@@ -1,0 +1,524 @@
+"""Joins two ways through a forward: what both compute stays once, what differs is chosen by the decision between them.
+
+Both ways are graphs of the same model. Before the decision they are equal. After it, nodes are matched backwards from
+what both return (same operator, same constants, same weights); where an operand differs, the two ways have met again,
+and the operand becomes ``torch.where(decision, one, other)``. A later decision that both ways take is then taken on
+whatever the earlier ones left, so that every combination of outcomes is in the graph after one join for each decision.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind, TensorArgument
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from edgekit.errors import CaptureError
+from edgekit.exporters.graph import ancestors
+from edgekit.exporters.source import Place
+
+__all__ = ["AmbiguousJoin", "Way", "align", "join"]
+
+
+class AmbiguousJoin(CaptureError):
+    """Two values that are one and the same on a way differ on the other, and it shows not which a later one reads."""
+
+
+@dataclass(eq=False)
+class Way:
+    """A forward with the outcome of every decision fixed, as a graph, and what was joined to it since.
+
+    Attributes:
+        program: returns the model's tensors, then one marker ``(1,) bool`` for each decision, made where it was taken.
+        places: of the decisions in the model's source, in order.
+        outcomes: of the decisions.
+        markers: nodes of the decisions; ``None`` where a joined way lost its marker, which nothing reads then.
+        tail: decisions at the end that the way which this one was joined to takes as well.
+        others: the ways on which the outcome of one decision is another.
+    """
+
+    program: ExportedProgram
+    places: Sequence[Place]
+    outcomes: Sequence[bool]
+    tail: int = 0
+    others: dict[int, Way] = field(default_factory=dict)
+    markers: list[Node | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        output = self.program.graph.output_node()
+        kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
+        returned = [slot for slot, kind in enumerate(kinds) if kind is OutputKind.USER_OUTPUT]
+        self.results = returned[: len(returned) - len(self.places)]
+        self.markers = [output.args[0][slot] for slot in returned[len(self.results) :]]  # type: ignore[index, misc]
+        self.order = {node: place for place, node in enumerate(self.program.graph.nodes)}
+        self.traced = {node: _leaves(node) for node in self.order}
+        self.shape = {node: repr(pytree.tree_structure((node.args, node.kwargs))) for node in self.order}
+        self.dynamic = _dynamic(self.program)
+        self.epoch = self._epochs()
+        self.added: dict[Node, int] = {}
+        """Nodes that were joined to this way, with the decision that chooses."""
+        self.joins: dict[Node, int] = {}
+        """Operands that were joined, with the place of this way's own value among their arguments."""
+
+    @property
+    def output(self) -> Node:
+        """The node that returns."""
+        return self.program.graph.output_node()
+
+    @property
+    def shared(self) -> int:
+        """The first decision that the way which this one was joined to takes as well."""
+        return len(self.places) - self.tail
+
+    def _epochs(self) -> dict[Node, int]:
+        """How many decisions were taken before each node; constants are there from the start."""
+        taken, epochs, markers = 0, {}, set(self.markers)
+        for node in self.order:
+            epochs[node] = taken if node in self.dynamic else 0
+            taken += node in markers
+        return epochs
+
+
+def _dynamic(program: ExportedProgram) -> set[Node]:
+    names = set(program.graph_signature.user_inputs)
+    found: set[Node] = set()
+    for node in program.graph.nodes:
+        if node.name in names or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _leaves(node: Node) -> tuple[Any, ...]:
+    return tuple(pytree.tree_leaves((node.args, node.kwargs)))
+
+
+def _set_leaf(node: Node, slot: int, value: Node) -> None:
+    leaves, spec = pytree.tree_flatten((node.args, node.kwargs))
+    leaves[slot] = value
+    node.args, node.kwargs = pytree.tree_unflatten(leaves, spec)
+
+
+@dataclass
+class Match:
+    """Which nodes of another way are which of this one.
+
+    Attributes:
+        same: nodes of this way by nodes of the other one.
+        edges: operands that differ: a node of this way, the place among its arguments, and the other way's operand.
+        equal: operands that do not: a node of this way and the place among its arguments, and the other way's operand.
+    """
+
+    same: dict[Node, Node]
+    edges: list[tuple[Node, int, Node]]
+    equal: list[tuple[Node, int, Node]]
+
+
+def align(way: Way, other: Way, index: int) -> Match:
+    """Match two ways that differ in the outcome of decision ``index``; ``other.tail`` becomes what they share after it.
+
+    Raises:
+        CaptureError: they return what cannot be joined.
+    """
+    matcher = _Matcher(way, other, index)
+    tail = _common_tail(way, other, index)
+    while True:
+        match, tail_that_fits = matcher.match(tail)
+        if tail_that_fits == tail:
+            other.tail = tail
+            return match
+        tail = tail_that_fits
+
+
+def _common_tail(way: Way, other: Way, index: int) -> int:
+    """Decisions at the end that both ways take, with the same outcomes."""
+    longest = min(len(way.places), len(other.places)) - index - 1
+    pairs = zip(
+        zip(reversed(way.places), reversed(way.outcomes), strict=True),
+        zip(reversed(other.places), reversed(other.outcomes), strict=True),
+        strict=False,
+    )
+    count = 0
+    for one, two in pairs:
+        if count == longest or one != two:
+            break
+        count += 1
+    return count
+
+
+class _Matcher:
+    def __init__(self, way: Way, other: Way, index: int) -> None:
+        self.way = way
+        self.other = other
+        self.index = index
+        self.before = self._before()
+
+    def _before(self) -> dict[Node, Node]:
+        """Nodes before the decision, and constants: equal to those of the same name for the same thing."""
+        known: dict[Node, Node] = {}
+        table: dict[Any, list[Node]] = defaultdict(list)
+        for node in self.way.order:
+            if self.way.epoch[node] <= self.index:
+                table[self._key(self.way, node, lambda source: source)].append(node)
+        used: Counter[Any] = Counter()
+        for node in self.other.order:
+            if self.other.epoch[node] > self.index:
+                continue
+            key = self._key(self.other, node, known.get)
+            alike = table.get(key)
+            if alike:
+                known[node] = alike[min(used[key], len(alike) - 1)]
+                used[key] += 1
+        return known
+
+    def _key(self, way: Way, node: Node, named: Callable[[Node], Node | None]) -> Any:
+        if node.op == "placeholder":
+            return _held(way.program, node)
+        leaves = tuple(
+            (named(leaf) or object()) if isinstance(leaf, Node) else (type(leaf).__name__, str(leaf))
+            for leaf in way.traced[node]
+        )
+        return node.op, node.target, way.shape[node], leaves
+
+    def match(self, tail: int) -> tuple[Match, int]:
+        """Nodes that are the same with ``tail`` decisions shared, and how many of these can be shared at most."""
+        banned: set[tuple[Node, Node]] = set()
+        while True:
+            same, roots = self._walk(tail, banned)
+            before = len(banned)
+            match = self._edges(same, roots, banned)
+            if len(banned) == before:
+                break
+        return match, self._fitting(match, tail)
+
+    def _roots(self, tail: int) -> list[tuple[Node, Node]]:
+        count, others = len(self.way.markers), len(self.other.markers)
+        pairs = [(self.way.markers[count - n], self.other.markers[others - n]) for n in range(tail, 0, -1)]
+        return [(one, two) for one, two in pairs if one is not None and two is not None]
+
+    def _walk(self, tail: int, banned: set[tuple[Node, Node]]) -> tuple[dict[Node, Node], list[tuple[Node, Node]]]:
+        same, taken = dict(self.before), set(self.before.values())
+        roots = self._roots(tail)
+        waiting = deque(roots)
+        one, two = self.way.traced[self.way.output], self.other.traced[self.other.output]
+        for slot, place in zip(self.way.results, self.other.results, strict=True):
+            if isinstance(one[slot], Node) and isinstance(two[place], Node):
+                waiting.append((one[slot], two[place]))
+        while waiting:
+            mine, theirs = waiting.popleft()
+            if theirs in same or mine in taken or (mine, theirs) in banned or not self._alike(mine, theirs, same):
+                continue
+            same[theirs] = mine
+            taken.add(mine)
+            for leaf, opposite in zip(self.way.traced[mine], self.other.traced[theirs], strict=True):
+                if isinstance(leaf, Node) and isinstance(opposite, Node):
+                    waiting.append((leaf, opposite))
+        return same, roots
+
+    def _alike(self, mine: Node, theirs: Node, same: Mapping[Node, Node]) -> bool:
+        """Whether two nodes after the decision do the same, if with other operands."""
+        if self.way.epoch[mine] <= self.index or self.other.epoch[theirs] <= self.index:
+            return False
+        if mine.target != theirs.target or self.way.shape[mine] != self.other.shape[theirs]:
+            return False
+        for leaf, opposite in zip(self.way.traced[mine], self.other.traced[theirs], strict=True):
+            if isinstance(leaf, Node) != isinstance(opposite, Node):
+                return False
+            if not isinstance(leaf, Node):
+                if type(leaf) is not type(opposite) or str(leaf) != str(opposite):
+                    return False
+            elif (leaf not in self.way.dynamic or opposite not in self.other.dynamic) and same.get(opposite) is not leaf:
+                # Weights must be equal; where one operand is a constant, the ways meet after this node.
+                return False
+        return True
+
+    def _edges(
+        self, same: dict[Node, Node], roots: Sequence[tuple[Node, Node]], banned: set[tuple[Node, Node]]
+    ) -> Match:
+        """Operands of matched nodes; a pair of nodes whose operands cannot be joined is banned."""
+        match = Match(same, [], [])
+        pairs = [(mine, theirs) for theirs, mine in same.items() if theirs not in self.before]
+        for mine, theirs in sorted(pairs, key=lambda pair: self.way.order[pair[0]]):
+            for slot, (leaf, opposite) in enumerate(
+                zip(self.way.traced[mine], self.other.traced[theirs], strict=True)
+            ):
+                if isinstance(leaf, Node):
+                    fits = self._edge(match, mine, slot, leaf, opposite)
+                    if not fits:
+                        banned.add((mine, theirs))
+        one, two = self.way.traced[self.way.output], self.other.traced[self.other.output]
+        for number, (slot, place) in enumerate(zip(self.way.results, self.other.results, strict=True)):
+            self._result(match, number, slot, (one[slot], two[place]))
+        return match
+
+    def _edge(self, match: Match, mine: Node, slot: int, leaf: Node, opposite: Node) -> bool:
+        if match.same.get(opposite) is leaf:
+            match.equal.append((mine, slot, opposite))
+            return True
+        match.edges.append((mine, slot, opposite))
+        return _joinable(leaf, opposite)
+
+    def _result(self, match: Match, number: int, slot: int, pair: tuple[Any, Any]) -> None:
+        place = self.way.places[self.index]
+        if not isinstance(pair[0], Node) or not isinstance(pair[1], Node):
+            if pair[0] is not pair[1] and pair[0] != pair[1]:
+                raise CaptureError(
+                    f"a Python branch depends on tensor values{place}: its two ways return {_described(pair[0])} and "
+                    f"{_described(pair[1])} as output {number}; return tensors alike on both"
+                )
+        elif not self._edge(match, self.way.output, slot, *pair):
+            raise CaptureError(
+                f"a Python branch depends on tensor values{place}: its two ways cannot be joined, as output {number} "
+                f"is {_described(pair[0])} on one and {_described(pair[1])} on the other; return tensors alike on both"
+            )
+
+    def _fitting(self, match: Match, tail: int) -> int:
+        """Decisions that are taken after the two ways have met: at least those after all that differs."""
+        mine = [self.way.traced[reader][slot] for reader, slot, _ in match.edges]
+        theirs = [opposite for _, _, opposite in match.edges]
+        apart = ancestors(theirs, stop=match.same.__contains__, sources=lambda n: _nodes(self.other.traced[n]))
+        for one, two in self._roots(tail):
+            if match.same.get(two) is not one:
+                theirs.append(two)
+        late = max((self.other.epoch[node] for node in (*theirs, *(apart - match.same.keys()))), default=0)
+        for one, two in self._roots(tail):
+            if match.same.get(two) is not one:
+                late = max(late, self.other.epoch[two] + 1)
+        here = max((self.way.epoch[node] for node in mine), default=0)
+        return min(tail, len(self.other.places) - late, len(self.way.places) - here)
+
+
+def _nodes(leaves: Iterable[Any]) -> list[Node]:
+    return [leaf for leaf in leaves if isinstance(leaf, Node)]
+
+
+def _joinable(one: Node, two: Node) -> bool:
+    first, second = one.meta.get("val"), two.meta.get("val")
+    alike = isinstance(first, Tensor) and isinstance(second, Tensor)
+    return alike and first.shape == second.shape and first.dtype == second.dtype
+
+
+def _described(value: Any) -> str:
+    value = value.meta.get("val") if isinstance(value, Node) else value
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _held(program: ExportedProgram, node: Node) -> tuple[Any, ...]:
+    """What a placeholder stands for, in words that are the same in another graph of the model."""
+    signature = program.graph_signature
+    for table in (signature.inputs_to_parameters, signature.inputs_to_buffers):
+        if node.name in table:
+            return "state", table[node.name]
+    if node.name in signature.inputs_to_lifted_tensor_constants:
+        value = program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
+        return "constant", str(value.dtype), tuple(value.shape), str(value.tolist())
+    return "input", signature.user_inputs.index(node.name)
+
+
+def join(way: Way, other: Way, index: int, match: Match) -> None:
+    """Add what only ``other`` computes to ``way``, and let decision ``index`` choose where they meet.
+
+    Raises:
+        AmbiguousJoin: what a later way reads could be either of two values.
+    """
+    _Joiner(way, other, index, match).join()
+    way.others[index] = other
+
+
+class _Joiner:
+    def __init__(self, way: Way, other: Way, index: int, match: Match) -> None:
+        self.way = way
+        self.other = other
+        self.index = index
+        self.match = match
+        self.graph = way.program.graph
+        self.mode = _fake_mode(way.program)
+        self.later = len(way.places) - other.tail
+        self.copies = dict(match.same)
+        self.conditions: dict[int, Node] = {}
+        self.made: dict[tuple[Node, Node], Node] = {}
+
+    def join(self) -> None:
+        joined: dict[Node, set[Node]] = defaultdict(set)
+        unchanged: set[Node] = set()
+        later = {node for node, index in self.way.added.items() if index >= self.later}
+        handled: set[tuple[Node, int]] = set()
+        pairs = {mine: theirs for theirs, mine in self.match.same.items() if theirs in self.other.traced}
+        for reader, slot, _ in (*self.match.edges, *self.match.equal):
+            theirs = self._theirs(reader, slot, pairs)
+            holder, place = self._place(reader, slot, later)
+            handled.add((holder, place))
+            value = _leaves(holder)[place]
+            opposite = self._copy(theirs)
+            if opposite is value:
+                unchanged.add(value)
+                continue
+            made = self._where(value, opposite)
+            joined[value].add(made)
+            _set_leaf(holder, place, made)
+        for node in later:
+            self._follow(node, handled, joined, unchanged)
+        self._relocate(self.other)
+        _sort(self.way.program)
+
+    def _theirs(self, reader: Node, slot: int, pairs: Mapping[Node, Node]) -> Node:
+        """The operand on the other way, with what was joined to it."""
+        if reader is self.way.output:
+            slot = self.other.results[self.way.results.index(slot)]
+            return _leaves(self.other.output)[slot]  # type: ignore[no-any-return]
+        return _leaves(pairs[reader])[slot]  # type: ignore[no-any-return]
+
+    def _place(self, reader: Node, slot: int, later: set[Node]) -> tuple[Node, int]:
+        """Where an operand is read first after the ways have met: by the join of a later decision, if there is one."""
+        value = _leaves(reader)[slot]
+        while value in later and value in self.way.joins:
+            reader, slot = value, self.way.joins[value]
+            value = _leaves(reader)[slot]
+        return reader, slot
+
+    def _follow(
+        self,
+        node: Node,
+        handled: set[tuple[Node, int]],
+        joined: Mapping[Node, set[Node]],
+        unchanged: set[Node],
+    ) -> None:
+        """What a later decision chose from reads what this one left."""
+        for slot, leaf in enumerate(_leaves(node)):
+            if not isinstance(leaf, Node) or leaf not in joined or (node, slot) in handled:
+                continue
+            if len(joined[leaf]) > 1 or leaf in unchanged:
+                raise AmbiguousJoin(
+                    f"a Python branch depends on tensor values{self.way.places[self.index]}, and which of two values "
+                    "a later branch goes on with cannot be told"
+                )
+            _set_leaf(node, slot, next(iter(joined[leaf])))
+
+    def _copy(self, wanted: Node) -> Node:
+        """A node of the other way in this one."""
+        if wanted not in self.copies:
+            needed = ancestors([wanted], stop=self.copies.__contains__)
+            with self.graph.inserting_before(self.way.output):
+                for node in self.other.program.graph.nodes:
+                    if node in needed and node not in self.copies:
+                        self._add(node)
+        return self.copies[wanted]
+
+    def _add(self, node: Node) -> None:
+        if node.op == "placeholder":
+            self.copies[node] = _constant(self.way.program, self.other.program, node)
+        else:
+            self.copies[node] = self.graph.node_copy(node, lambda source: self.copies[source])
+        made = self.copies[node]
+        made.meta = {**node.meta, "val": pytree.tree_map(self._fake, node.meta.get("val"))}
+        self.way.added[made] = self.index
+        if node in self.other.joins:
+            self.way.joins[made] = self.other.joins[node]
+
+    def _fake(self, value: Any) -> Any:
+        if not isinstance(value, FakeTensor):
+            return value
+        with self.mode:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+
+    def _where(self, value: Node, opposite: Node) -> Node:
+        if (value, opposite) not in self.made:
+            outcome = self.way.outcomes[self.index]
+            ways = (value, opposite) if outcome else (opposite, value)
+            condition = self._condition(value.meta["val"].ndim)
+            made = self._call(torch.ops.aten.where.self, (condition, *ways), like=value)
+            made.meta["val"] = self._fake(value.meta["val"])
+            self.way.joins[made] = 1 if outcome else 2
+            self.made[value, opposite] = made
+        return self.made[value, opposite]
+
+    def _condition(self, rank: int) -> Node:
+        """The decision as a tensor with this many dimensions."""
+        marker = self.way.markers[self.index]
+        assert marker is not None
+        if rank == 1:
+            return marker
+        if rank not in self.conditions:
+            made = self._call(torch.ops.aten.view.default, (marker, [1] * rank), like=marker)
+            with self.mode:
+                made.meta["val"] = torch.empty([1] * rank, dtype=torch.bool)
+            self.conditions[rank] = made
+        return self.conditions[rank]
+
+    def _call(self, target: Any, args: tuple[Any, ...], *, like: Node) -> Node:
+        marker = self.way.markers[self.index]
+        assert marker is not None
+        with self.graph.inserting_before(self.way.output):
+            made = self.graph.call_function(target, args)
+        made.meta = {key: item for key, item in like.meta.items() if key in ("nn_module_stack", "from_node")}
+        made.meta["stack_trace"] = marker.meta.get("stack_trace")
+        self.way.added[made] = self.index
+        return made
+
+    def _relocate(self, way: Way) -> None:
+        way.markers = [None if marker is None else self.copies.get(marker) for marker in way.markers]
+        for inner in way.others.values():
+            self._relocate(inner)
+
+
+def _fake_mode(program: ExportedProgram) -> FakeTensorMode:
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+
+
+def _constant(program: ExportedProgram, source: ExportedProgram, node: Node) -> Node:
+    """A tensor that the forward made from numbers on another way, as one more input of a graph."""
+    signature = program.graph_signature
+    target = source.graph_signature.inputs_to_lifted_tensor_constants[node.name]
+    kinds = [spec.kind for spec in signature.input_specs]
+    place = kinds.index(InputKind.USER_INPUT)
+    first_input = [each for each in program.graph.nodes if each.op == "placeholder"][place]
+    with program.graph.inserting_before(first_input):
+        made = program.graph.placeholder(node.name)
+    name = f"{target}_{made.name}"
+    argument = TensorArgument(name=made.name)
+    signature.input_specs.insert(place, InputSpec(InputKind.CONSTANT_TENSOR, argument, name))
+    program.constants[name] = source.constants[target]
+    return made
+
+
+def _sort(program: ExportedProgram) -> None:
+    """Put every node after those that it reads.
+
+    Raises:
+        CaptureError: two read each other's results.
+    """
+    graph = program.graph
+    placed: set[Node] = set()
+    for node in list(graph.nodes):
+        for made in _pending(node, placed):
+            graph.output_node().prepend(made)
+    graph.lint()
+
+
+def _pending(node: Node, placed: set[Node]) -> Iterator[Node]:
+    """A node after its sources, each once."""
+    waiting: list[tuple[Node, bool]] = [(node, False)]
+    open_nodes: set[Node] = set()
+    while waiting:
+        current, done = waiting.pop()
+        if current in placed:
+            continue
+        if done:
+            placed.add(current)
+            open_nodes.discard(current)
+            if current.op not in ("output", "placeholder"):
+                yield current
+            continue
+        if current in open_nodes:
+            raise CaptureError("two ways through the forward compute the same results in another order")
+        open_nodes.add(current)
+        waiting.append((current, True))
+        waiting.extend((source, False) for source in reversed(current.all_input_nodes) if source not in placed)
