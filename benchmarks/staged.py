@@ -21,8 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +29,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from measuring import DATA, Bound, interleaved, load_images, open_static, write_onnx
 from nested_if import nested_if
 from torch import nn
 
 import edgekit
 from edgekit.bundle import variant
-from edgekit.data import load_dataset
-from edgekit.exporters.capture import quiet
 from edgekit.policy import Policy
 from edgekit.zoo import registry
-
-TURN = 8
-"""Timed runs in a row before the next variant has its turn."""
 
 STARTUP = """
 import json, resource, sys, time
@@ -87,70 +82,6 @@ class Truncated(nn.Module):
         return logits
 
 
-def write_onnx(model: nn.Module, path: Path) -> Path:
-    """One static graph, as people export it."""
-    with quiet():
-        program = torch.onnx.export(
-            model.eval(),
-            (torch.zeros(2, 3, 32, 32),),
-            dynamo=True,
-            opset_version=18,
-            verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["x"],
-        )
-    program.save(path, external_data=False)
-    return path
-
-
-class Bound:
-    """A static graph with its input and outputs bound once."""
-
-    def __init__(self, model: Path | bytes, feeds: Mapping[str, np.ndarray], outputs: Mapping[str, tuple[int, ...]]):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        source = model if isinstance(model, bytes) else str(model)
-        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        self.binding = self.session.io_binding()
-        self.feeds = {name: array.copy() for name, array in feeds.items()}
-        names = [item.name for item in self.session.get_outputs()]
-        self.results = [np.zeros(outputs.get(name, (1, 10)), dtype=np.float32) for name in names]
-        arrays = (*self.feeds.values(), *self.results)
-        self.values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays]
-        for name, value in zip(self.feeds, self.values, strict=False):
-            self.binding.bind_ortvalue_input(name, value)
-        for name, value in zip(names, self.values[len(self.feeds) :], strict=True):
-            self.binding.bind_ortvalue_output(name, value)
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        np.copyto(self.feeds["x"], x)
-        self.session.run_with_iobinding(self.binding)
-        return self.results[-1].copy()
-
-
-def interleaved(calls: Mapping[str, Callable[[], Any]], *, rounds: int, seed: int = 0) -> dict[str, float]:
-    """Median seconds of each call.
-
-    Every round gives each call a turn, in a new random order. A turn is one untimed run and then :data:`TURN` timed
-    ones: in use, a network is followed by itself, not by another that empties the caches.
-    """
-    random = np.random.default_rng(seed)
-    names = list(calls)
-    samples: dict[str, list[int]] = {name: [] for name in names}
-    for call in calls.values():
-        for _ in range(10):
-            call()
-    for _ in range(rounds):
-        for index in random.permutation(len(names)):
-            call = calls[names[index]]
-            call()
-            for _ in range(TURN):
-                begin = time.perf_counter_ns()
-                call()
-                samples[names[index]].append(time.perf_counter_ns() - begin)
-    return {name: statistics.median(values) / 1e9 for name, values in samples.items()}
-
-
 def forced(
     bundle: edgekit.Bundle, network: nn.Module, x: np.ndarray, folder: Path, *, rounds: int
 ) -> list[dict[str, Any]]:
@@ -164,13 +95,12 @@ def forced(
     rows = []
     for index, step in enumerate(bundle.plan.exits):
         eager = Truncated(network, index, all_heads=True).eval()
-        heads = Bound(write_onnx(eager, folder / f"heads{index}.onnx"), {"x": x}, {})
-        alone = Bound(
-            write_onnx(Truncated(network, index, all_heads=False), folder / f"alone{index}.onnx"), {"x": x}, {}
-        )
+        heads = Bound(open_static(write_onnx(eager, folder / f"heads{index}.onnx")), {"x": x})
+        truncated = write_onnx(Truncated(network, index, all_heads=False), folder / f"alone{index}.onnx")
+        alone = Bound(open_static(truncated), {"x": x})
         thresholds = np.full(len(bundle.plan.exits), np.inf, dtype=np.float32)
         thresholds[index] = -np.inf
-        conditional = Bound(branching, {"x": x, "thresholds": thresholds}, {})
+        conditional = Bound(open_static(branching), {"x": x, "thresholds": thresholds})
 
         def run_eager(eager: nn.Module = eager) -> Any:
             with torch.inference_mode():
@@ -239,20 +169,12 @@ def half_leaving(bundle: edgekit.Bundle, images: np.ndarray, *, rounds: int) -> 
     return {"half_s": seconds["half"], "never_s": seconds["never"], "ratio": seconds["half"] / seconds["never"]}
 
 
-def load_images(network: registry.Network, data: Path | None) -> tuple[np.ndarray, str]:
-    """64 CIFAR images, or noise where the data is absent; which of them is part of the output."""
-    if data is not None and data.exists():
-        found = load_dataset(data, preprocess=network.preprocess)
-        return found.batch(np.arange(0, len(found), len(found) // 64)[:64]), str(data.name)
-    return np.random.default_rng(0).standard_normal((64, 3, 32, 32)).astype(np.float32), "noise"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone (the default; kept for clarity)")
     parser.add_argument("--rounds", type=int, default=50, help="interleaved turns of each variant")
     parser.add_argument("--repeats", type=int, default=9, help="fresh processes of each kind")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10/test.tar.gz"), help="CIFAR images")
+    parser.add_argument("--data", type=Path, default=DATA, help="CIFAR images")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     network = registry.find("msdnet-cifar10")

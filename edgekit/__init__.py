@@ -1,4 +1,4 @@
-"""Trained early-exit networks on edge devices: cut at the exits, run stage by stage, calibrated, measured.
+"""Trained dynamic networks on edge devices: cut where they decide, run stage by stage, calibrated, measured.
 
 ::
 
@@ -90,6 +90,7 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     targets: Sequence[str] = ("onnx",),
     exits: Sequence[str] | None = None,
+    smallest_gate: int = 10_000,
     name: str | None = None,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] = (),
@@ -99,9 +100,11 @@ def export(
     packed: bool = False,
     progress: Progress = silent,
 ) -> Bundle:
-    """Cut a trained multi-exit network into stages and write them as a bundle. Needs the ``export`` extra.
+    """Cut a trained network where it decides, and write its stages as a bundle. Needs the ``export`` extra.
 
-    The bundle is compared with the eager model at every exit before it is written; nothing is written when it differs.
+    It decides at its exits, and at its gates: parts that are multiplied by a hard 0 where they are not needed. Before
+    the bundle is written, it is compared with the eager model at every exit and with every gate forced; nothing is
+    written when it differs.
 
     Args:
         model: in evaluation mode, as its authors wrote it. Its outputs are the logits of its exits, or of its only one.
@@ -110,6 +113,7 @@ def export(
         kwargs: example inputs that the model takes by name.
         targets: kinds of device to write for; ``edgekit doctor`` lists them.
         exits: which outputs or modules are exits, shallowest first; found when not given.
+        smallest_gate: multiply-accumulates that a gate must guard to be cut; what guards less is always computed.
         name: of the network; the model's class name when not given.
         preprocess: how images become inputs, kept in the bundle so that image folders can be used as data.
         classes: class names in label order.
@@ -124,7 +128,7 @@ def export(
 
     Raises:
         CaptureError: the model cannot become one graph, or its exits cannot be told from its outputs.
-        PartitionError: the graph cannot be cut at the exits.
+        PartitionError: the graph cannot be cut where it decides.
         LoweringError: a stage cannot be written for a target, or what was written does not open.
         ParityError: the stages do not answer as the model does.
         BundleError: ``path`` exists, or cannot be written.
@@ -136,8 +140,9 @@ def export(
     from edgekit.exporters import export_bundle
 
     return export_bundle(
-        model, args, path, kwargs=kwargs, targets=targets, exits=exits, name=name, preprocess=preprocess,
-        classes=classes, golden=golden, tolerance=tolerance, overwrite=overwrite, packed=packed, progress=progress,
+        model, args, path, kwargs=kwargs, targets=targets, exits=exits, smallest_gate=smallest_gate, name=name,
+        preprocess=preprocess, classes=classes, golden=golden, tolerance=tolerance, overwrite=overwrite, packed=packed,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ places, and the nodes of a chain of gates are two for each gate, not two to the 
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -93,17 +93,16 @@ class OneRow:
         try:
             while True:
                 node.run()
-                if node.exit is None:
-                    if node.value() != 0:
-                        node = node.next or self._follow(node, is_open=True)
-                    else:
-                        node = node.closed or self._follow(node, is_open=False)
-                elif node.value() >= node.threshold and _finite(node):
-                    return node, True, way
-                elif node.last:
-                    return node, _finite(node), way
-                else:
+                if node.exit is not None:
+                    if node.value() >= node.threshold and _finite(node):
+                        return node, True, way
+                    if node.last:
+                        return node, _finite(node), way
                     node = node.next or self._follow(node, is_open=True)
+                elif node.value() != 0:
+                    node = node.next or self._follow(node, is_open=True)
+                else:
+                    node = node.closed or self._follow(node, is_open=False)
                 way.append(node)
         except EdgekitError:
             raise
@@ -112,8 +111,11 @@ class OneRow:
 
     def executed(self, way: Sequence[Node]) -> dict[str, int]:
         """How often each stage ran on the way."""
-        counted = Counter(stage for node in way for stage in node.calls)
-        return {stage: counted[stage] for stage in self._slots.runners}
+        counted = dict.fromkeys(self._slots.runners, 0)
+        for node in way:
+            for stage in node.calls:
+                counted[stage] += 1
+        return counted
 
     def _follow(self, node: Node, *, is_open: bool) -> Node:
         """The node that follows an outcome, bound before or now, and remembered."""

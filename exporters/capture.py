@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from edgekit.exporters.graph import (
     refuse_values,
 )
 from edgekit.exporters.mixtures import mixtures_as_sums
+from edgekit.exporters.paths import capture_paths
 from edgekit.exporters.ranking import rank_by_rule
 from edgekit.exporters.source import reason
 from edgekit.tensors import BATCH
@@ -133,10 +135,15 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
             route = f"torch.export {'strict' if strict else 'non-strict'}{suffix}"
             try:
                 program = _export(model, *example, strict=strict, dynamic=batch == BATCH)
+                refuse_control_flow(program)
             except Exception as error:  # torch.export raises whatever the model or the tracer raised
                 attempts.append(Attempt(route, reason(error)))
                 continue
             return _captured(program, reference, example, batch=batch, route=route, attempts=attempts)
+        if batch == 1:
+            captured = _by_paths(model, reference, example, attempts)
+            if captured is not None:
+                return captured
     if len(failures) == 2:
         raise failures[0]
     reasons: dict[str, str] = {}
@@ -197,9 +204,9 @@ def _captured(
     batch: str | int,
     route: str,
     attempts: Sequence[Attempt],
+    notes: Sequence[str] = ("the model bakes the batch into a shape: stages take one sample at a time",),
 ) -> Captured:
     signature = program.graph_signature
-    refuse_control_flow(program)
     refuse_random(program)
     keep_batch(program)
     drop_same_size(program)
@@ -220,9 +227,6 @@ def _captured(
     )
     refuse_state(program, [output.node for output in outputs])
     refuse_values(inputs, [output.node for output in outputs])
-    notes = []
-    if batch != BATCH:
-        notes.append("the model bakes the batch into a shape: stages take one sample at a time")
     return Captured(
         program=program,
         inputs=placeholders,
@@ -232,7 +236,30 @@ def _captured(
         batch=batch,
         route=route,
         attempts=tuple(attempts),
-        notes=tuple(notes),
+        notes=() if batch == BATCH else tuple(notes),
+    )
+
+
+def _by_paths(
+    model: nn.Module, reference: Any, example: tuple[tuple[Any, ...], dict[str, Any]], attempts: Sequence[Attempt]
+) -> Captured | None:
+    """The route for a forward with Python branches on tensor values; ``None`` where it has none."""
+    try:
+        paths = capture_paths(
+            model, *example, unchanged=_unchanged, export=partial(_export, strict=False, dynamic=False)
+        )
+    except CaptureError as error:
+        raise CaptureError(f"{type(model).__name__} cannot be captured as one graph. path capture: {error}") from error
+    if paths is None:
+        return None
+    return _captured(
+        paths.program,
+        reference,
+        example,
+        batch=1,
+        route=f"path capture, {paths.decisions} decisions, {paths.traces} traces",
+        attempts=attempts,
+        notes=("every sample decides for itself in Python branches: stages take one sample at a time", *paths.notes),
     )
 
 

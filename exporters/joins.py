@@ -9,7 +9,7 @@ whatever the earlier ones left, so that every combination of outcomes is in the 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,10 @@ from edgekit.errors import CaptureError
 from edgekit.exporters.graph import ancestors
 from edgekit.exporters.source import Place
 
-__all__ = ["AmbiguousJoin", "Way", "align", "join"]
+__all__ = ["AmbiguousJoinError", "Way", "align", "join"]
 
 
-class AmbiguousJoin(CaptureError):
+class AmbiguousJoinError(CaptureError):
     """Two values that are one and the same on a way differ on the other, and it shows not which a later one reads."""
 
 
@@ -43,6 +43,7 @@ class Way:
         markers: nodes of the decisions; ``None`` where a joined way lost its marker, which nothing reads then.
         tail: decisions at the end that the way which this one was joined to takes as well.
         others: the ways on which the outcome of one decision is another.
+        parent: the way that this one was joined to.
     """
 
     program: ExportedProgram
@@ -50,6 +51,7 @@ class Way:
     outcomes: Sequence[bool]
     tail: int = 0
     others: dict[int, Way] = field(default_factory=dict)
+    parent: Way | None = None
     markers: list[Node | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +79,10 @@ class Way:
     def shared(self) -> int:
         """The first decision that the way which this one was joined to takes as well."""
         return len(self.places) - self.tail
+
+    def fills(self, node: Node) -> bool:
+        """Whether a tensor was made from numbers alone."""
+        return node not in self.dynamic and all(source.op == "call_function" for source in ancestors([node]))
 
     def _epochs(self) -> dict[Node, int]:
         """How many decisions were taken before each node; constants are there from the start."""
@@ -121,14 +127,20 @@ class Match:
     equal: list[tuple[Node, int, Node]]
 
 
-def align(way: Way, other: Way, index: int) -> Match:
+def align(way: Way, other: Way, index: int, *, shared: int | None = None) -> Match:
     """Match two ways that differ in the outcome of decision ``index``; ``other.tail`` becomes what they share after it.
+
+    Args:
+        way: that ``other`` is to be joined to.
+        other: equal to it up to the decision.
+        index: of the decision.
+        shared: decisions at the end that may be taken as shared; as many as the two have in common when ``None``.
 
     Raises:
         CaptureError: they return what cannot be joined.
     """
     matcher = _Matcher(way, other, index)
-    tail = _common_tail(way, other, index)
+    tail = _common_tail(way, other, index) if shared is None else shared
     while True:
         match, tail_that_fits = matcher.match(tail)
         if tail_that_fits == tail:
@@ -234,10 +246,14 @@ class _Matcher:
             if not isinstance(leaf, Node):
                 if type(leaf) is not type(opposite) or str(leaf) != str(opposite):
                     return False
-            elif (leaf not in self.way.dynamic or opposite not in self.other.dynamic) and same.get(opposite) is not leaf:
-                # Weights must be equal; where one operand is a constant, the ways meet after this node.
+            elif not self._may_differ(leaf, opposite) and same.get(opposite) is not leaf:
                 return False
         return True
+
+    def _may_differ(self, leaf: Node, opposite: Node) -> bool:
+        """Features may; of weights the ways meet after what reads them. Zeros to add to are features like others."""
+        features = leaf in self.way.dynamic, opposite in self.other.dynamic
+        return all(features) or (any(features) and (self.way.fills(leaf) or self.other.fills(opposite)))
 
     def _edges(
         self, same: dict[Node, Node], roots: Sequence[tuple[Node, Node]], banned: set[tuple[Node, Node]]
@@ -246,9 +262,7 @@ class _Matcher:
         match = Match(same, [], [])
         pairs = [(mine, theirs) for theirs, mine in same.items() if theirs not in self.before]
         for mine, theirs in sorted(pairs, key=lambda pair: self.way.order[pair[0]]):
-            for slot, (leaf, opposite) in enumerate(
-                zip(self.way.traced[mine], self.other.traced[theirs], strict=True)
-            ):
+            for slot, (leaf, opposite) in enumerate(zip(self.way.traced[mine], self.other.traced[theirs], strict=True)):
                 if isinstance(leaf, Node):
                     fits = self._edge(match, mine, slot, leaf, opposite)
                     if not fits:
@@ -284,9 +298,6 @@ class _Matcher:
         mine = [self.way.traced[reader][slot] for reader, slot, _ in match.edges]
         theirs = [opposite for _, _, opposite in match.edges]
         apart = ancestors(theirs, stop=match.same.__contains__, sources=lambda n: _nodes(self.other.traced[n]))
-        for one, two in self._roots(tail):
-            if match.same.get(two) is not one:
-                theirs.append(two)
         late = max((self.other.epoch[node] for node in (*theirs, *(apart - match.same.keys()))), default=0)
         for one, two in self._roots(tail):
             if match.same.get(two) is not one:
@@ -318,7 +329,8 @@ def _held(program: ExportedProgram, node: Node) -> tuple[Any, ...]:
             return "state", table[node.name]
     if node.name in signature.inputs_to_lifted_tensor_constants:
         value = program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
-        return "constant", str(value.dtype), tuple(value.shape), str(value.tolist())
+        data = value.detach().contiguous().reshape(-1).view(torch.uint8)
+        return "constant", str(value.dtype), tuple(value.shape), data.numpy().tobytes()
     return "input", signature.user_inputs.index(node.name)
 
 
@@ -326,10 +338,10 @@ def join(way: Way, other: Way, index: int, match: Match) -> None:
     """Add what only ``other`` computes to ``way``, and let decision ``index`` choose where they meet.
 
     Raises:
-        AmbiguousJoin: what a later way reads could be either of two values.
+        AmbiguousJoinError: what a later way reads could be either of two values.
     """
     _Joiner(way, other, index, match).join()
-    way.others[index] = other
+    other.parent = way
 
 
 class _Joiner:
@@ -349,14 +361,18 @@ class _Joiner:
         joined: dict[Node, set[Node]] = defaultdict(set)
         unchanged: set[Node] = set()
         later = {node for node, index in self.way.added.items() if index >= self.later}
-        handled: set[tuple[Node, int]] = set()
+        handled: dict[tuple[Node, int], Node] = {}
         pairs = {mine: theirs for theirs, mine in self.match.same.items() if theirs in self.other.traced}
         for reader, slot, _ in (*self.match.edges, *self.match.equal):
             theirs = self._theirs(reader, slot, pairs)
             holder, place = self._place(reader, slot, later)
-            handled.add((holder, place))
-            value = _leaves(holder)[place]
             opposite = self._copy(theirs)
+            if (holder, place) in handled:
+                if handled[holder, place] is not opposite:
+                    raise self._ambiguous()
+                continue
+            handled[holder, place] = opposite
+            value = _leaves(holder)[place]
             if opposite is value:
                 unchanged.add(value)
                 continue
@@ -386,7 +402,7 @@ class _Joiner:
     def _follow(
         self,
         node: Node,
-        handled: set[tuple[Node, int]],
+        handled: Collection[tuple[Node, int]],
         joined: Mapping[Node, set[Node]],
         unchanged: set[Node],
     ) -> None:
@@ -395,11 +411,14 @@ class _Joiner:
             if not isinstance(leaf, Node) or leaf not in joined or (node, slot) in handled:
                 continue
             if len(joined[leaf]) > 1 or leaf in unchanged:
-                raise AmbiguousJoin(
-                    f"a Python branch depends on tensor values{self.way.places[self.index]}, and which of two values "
-                    "a later branch goes on with cannot be told"
-                )
+                raise self._ambiguous()
             _set_leaf(node, slot, next(iter(joined[leaf])))
+
+    def _ambiguous(self) -> AmbiguousJoinError:
+        return AmbiguousJoinError(
+            f"a Python branch depends on tensor values{self.way.places[self.index]}, and which of two values a later "
+            "branch goes on with cannot be told"
+        )
 
     def _copy(self, wanted: Node) -> Node:
         """A node of the other way in this one."""

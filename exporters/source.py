@@ -78,7 +78,8 @@ def running(until: CodeType) -> Place:
     libraries = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
     while frame is not None and frame.f_code is not until:
         if not frame.f_code.co_filename.startswith(libraries):
-            module = id(frame.f_locals.get("self"))
+            owner = frame.f_locals.get("self")
+            module = id(owner) if isinstance(owner, torch.nn.Module) else 0
             calls.append((frame.f_code.co_filename, frame.f_lineno, frame.f_lasti, module))
         frame = frame.f_back
     file, line, instruction, _ = calls[0] if calls else ("", 0, 0, 0)

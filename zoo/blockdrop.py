@@ -1,8 +1,8 @@
 """BlockDrop: a small policy network looks at the image once and says which blocks of a ResNet run.
 
 Source: Wu, Nagarajan, Kumar, Rennie, Davis, Grauman, Feris, "BlockDrop: Dynamic Inference Paths in Residual Networks",
-CVPR 2018 (arXiv 1711.08393). Section 3.1 gives the policy, section 3.3 the joint finetuning. The two networks are two
-modules, and the residual one has the two forwards that the authors published.
+CVPR 2018 (arXiv 1711.08393). Policy and residual network are two modules, and the residual one has the two forms that
+the authors published: every block multiplied by 0 or 1, and blocks left out by a Python branch.
 """
 
 from __future__ import annotations
@@ -22,17 +22,15 @@ __all__ = ["BlockDrop", "BlockDropConfig", "FlatResNet", "Policy"]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockDropConfig(ResNetConfig):
-    """Sizes of a BlockDrop network: those of its ResNet, and of the ResNet that makes the policy.
+    """Sizes of a BlockDrop network: those of its ResNet, and of the ResNet that makes the policy, equally wide.
 
     Args:
         policy_blocks: in each group of the policy network; one each makes the paper's ResNet-8.
-        policy_widths: channels of each group of the policy network.
         execution: which of the two published forwards the residual network uses. ``masked`` computes every block and
             multiplies by 0 or 1; ``branch`` leaves a block out, by a Python ``if``, when the whole batch drops it.
     """
 
     policy_blocks: tuple[int, int, int] = (1, 1, 1)
-    policy_widths: tuple[int, int, int] = (16, 32, 64)
     execution: Literal["masked", "branch"] = "masked"
 
 
@@ -135,12 +133,19 @@ class Policy(nn.Module):
 
     def __init__(self, config: BlockDropConfig) -> None:
         super().__init__()
-        features = ResNetConfig(blocks=config.policy_blocks, widths=config.policy_widths, classes=sum(config.blocks))
+        features = ResNetConfig(blocks=config.policy_blocks, widths=config.widths, classes=sum(config.blocks))
         # Its classifier is the policy's head.
         self.features = ResNet(features)
 
-    def open(self) -> None:
-        """Favour running, by two in the logit (a probability of 0.88), whatever the image."""
+    def start_from(self, backbone: ResNet) -> None:
+        """Look at images as the first blocks of the backbone's groups do, and favour running every block.
+
+        By two in the logit (a probability of 0.88), whatever the image: a policy that starts at random would drop
+        half of the blocks of a network that was never trained without them.
+        """
+        features = {name for name in self.features.state_dict() if not name.startswith("fc.")}
+        given = {name: tensor for name, tensor in backbone.state_dict().items() if name in features}
+        self.features.load_state_dict(given, strict=False)
         nn.init.zeros_(self.features.fc.weight)
         nn.init.constant_(self.features.fc.bias, 2.0)
 
@@ -167,12 +172,9 @@ class BlockDrop(nn.Module):
         self.resnet = FlatResNet(config)
 
     def start_from(self, backbone: ResNet) -> None:
-        """Take over the weights of a plain ResNet of the same sizes, with a policy that runs every block.
-
-        A policy that starts at random would drop half of the blocks of a network that was never trained without them.
-        """
+        """Take over the weights of a plain ResNet of the same sizes, with a policy that runs every block."""
         self.resnet.start_from(backbone)
-        self.policy.open()
+        self.policy.start_from(backbone)
 
     def routed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(batch, classes) float32`` and actions ``(batch, blocks) float32``, for training and measuring."""

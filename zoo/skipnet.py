@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 EMBEDDING = 10
-"""Width of the projection that the recurrent gate reads, and of its state (appendix of the paper)."""
+"""Width of the projection that the recurrent gate reads, and of its state (section 3.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)

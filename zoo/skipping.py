@@ -40,7 +40,7 @@ def hard(probability: Tensor) -> Tensor:
     """1 above a half, else 0, with the gradient of the probability itself: the straight-through estimator.
 
     Source: Bengio, Léonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
-    Computation", 2013 (arXiv 1308.3432), section 4.
+    Computation", 2013 (arXiv 1308.3432).
     """
     return (probability > 0.5).float().detach() - probability.detach() + probability
 
@@ -48,8 +48,8 @@ def hard(probability: Tensor) -> Tensor:
 def skip_objective(*, target: float, weight: float) -> Objective:
     """Cross-entropy plus a price on every block that runs beyond a share of ``target``.
 
-    SkipNet's hybrid objective (Wang et al. 2018, section 3.2) and BlockDrop's reward (Wu et al. 2018, section 3.2)
-    price running blocks without end. A price that stops at a target needs no search for the weight between that which
+    SkipNet's hybrid objective (Wang et al. 2018, section 3.2) and BlockDrop's reward (Wu et al. 2018) price
+    running blocks without end. A price that stops at a target needs no search for the weight between that which
     skips nothing and that which skips everything.
 
     Args:

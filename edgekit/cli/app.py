@@ -69,7 +69,7 @@ def _edgekit(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit.")
     ] = False,
 ) -> None:
-    """Early-exit networks on edge devices: cut at the exits, run stage by stage, calibrated, measured."""
+    """Dynamic networks on edge devices: cut where they decide, run stage by stage, calibrated, measured."""
 
 
 def main() -> None:

@@ -37,6 +37,9 @@ def command(
     weights: Annotated[Path | None, typer.Option("--weights", help="A .safetensors file to load into it.")] = None,
     targets: options.Targets = "onnx",
     exits: Annotated[str | None, typer.Option("--exits", help="Outputs or modules that are exits, in order.")] = None,
+    smallest_gate: Annotated[
+        int, typer.Option("--smallest-gate", min=0, metavar="MACS", help="A part that saves less is always computed.")
+    ] = 10_000,
     name: Annotated[str | None, typer.Option("--name", help="Of the network; the model's class if not given.")] = None,
     mean: Annotated[
         str | None, typer.Option("--mean", help="Of the channels, full scale is 1: 0.49,0.48,0.45.")
@@ -48,7 +51,7 @@ def command(
     packed: options.Packed = False,
     json: options.Json = False,
 ) -> None:
-    """Cut a trained multi-exit network into stages and write them as a bundle."""
+    """Cut a trained network at its exits and gates into stages and write them as a bundle."""
     import edgekit
 
     preprocess = read_preprocess(mean, std, size)
@@ -65,6 +68,7 @@ def command(
             path,
             targets=options.names(targets),
             exits=options.names(exits) if exits is not None else None,
+            smallest_gate=smallest_gate,
             name=name,
             preprocess=preprocess,
             classes=options.names(classes) if classes is not None else (),
@@ -77,10 +81,11 @@ def command(
 
 
 def show_written(bundle: Any, *, as_json: bool) -> None:
-    """A bundle just written: its tree and where it lies."""
+    """A bundle just written: its tree, what was found, and where it lies."""
 
     def draw(console: Console) -> None:
         inspect.draw(bundle, console)
+        console.print(f"found {inspect.found(bundle)}")
         console.print(f"wrote {bundle.path}", soft_wrap=True)
 
     output.show(inspect.facts(bundle), as_json=as_json, draw=draw)

@@ -28,15 +28,21 @@ def macs_of(plan: Plan, steps: Sequence[Step], *, is_open: bool = True) -> int |
 
 
 def macs_text(macs: int | None, whole: int | None) -> str:
-    """``4.72 M MACs, 3.8 %``: with their share of the whole."""
+    """``4.72 M MACs (3.8 %)``: with their share of the whole."""
     if macs is None:
         return "MACs not counted"
-    return f"{si(macs)} MACs, {percent(macs / whole)}" if whole else f"{si(macs)} MACs"
+    if not whole:
+        return f"{si(macs)} MACs"
+    return f"{si(macs)} MACs ({'under 0.1 %' if 0 < macs < 0.0005 * whole else percent(macs / whole)})"
 
 
-def handed_through(gate: Gate, *, is_open: bool) -> tuple[str, ...]:
-    """What a gate gives on a way without running anything for it: tensors made before it, or ``"zeros"``."""
-    steps = gate.steps if is_open else gate.otherwise
-    made = {name for step in steps if isinstance(step, Gate) for name in step.outputs}
+def handed_through(plan: Plan, gate: Gate, *, is_open: bool) -> tuple[str, ...]:
+    """What a gate gives one way without running anything for it: tensors made before it, or ``"zeros"``."""
+    made: set[str] = set()
+    for step in gate.steps if is_open else gate.otherwise:
+        if isinstance(step, Run):
+            made.update(step.called(plan.stage(step.stage).outputs))
+        elif isinstance(step, Gate):
+            made.update(step.outputs)
     sources = dict.fromkeys(ways[0 if is_open else 1] for ways in gate.outputs.values())
     return tuple("zeros" if source == ZERO else source for source in sources if source not in made)

@@ -47,3 +47,10 @@ def profile_file(shell, exported_digits, tmp_path_factory):
     path = tmp_path_factory.mktemp("profile") / "profile.json"
     shell.works("profile", exported_digits, "--data", TEST_SET, "--seconds", "0.2", "-o", path)
     return path
+
+
+@pytest.fixture(scope="session")
+def exported_moe(shell, tmp_path_factory):
+    """A network with gates, as a bundle, and what the export printed. Read only."""
+    path = tmp_path_factory.mktemp("moe") / "moe.edgekit"
+    return path, shell.works("zoo", "export", "moe-digits", "-o", path).stdout

@@ -36,7 +36,17 @@ class Tiny(nn.Module):
         x = self.first(x).relu()
         return self.head(x), self.last(x.relu() + 1)
 
+class Masked(Tiny):
+    def forward(self, x):
+        x = self.first(x) * (x > 0)
+        return self.head(x + (x.sum(1, keepdim=True) > 0).float() * self.second(x))
+
+    def __init__(self):
+        super().__init__()
+        self.second = nn.Linear(6, 6)
+
 made = Tiny
+masked = Masked
 
 def other():
     return 5
@@ -67,6 +77,95 @@ def test_inspect(shell, exported_digits):
     assert sum(file.stat().st_size for file in exported_digits.rglob("*") if file.is_file()) == (
         found["size_bytes"] + (exported_digits / "manifest.json").stat().st_size
     )
+
+
+def test_inspect_shows_gates_with_what_they_guard(shell, exported_moe):
+    path, printed = exported_moe
+    assert "found 1 exit, 8 gates" in printed.splitlines()
+    found = shell.json("inspect", path)
+    gates = [step for step in found["steps"] if "gate" in step]
+    assert len(gates) == 8
+    stages = [step for gate in gates for step in gate["open"]["steps"]]
+    assert [gate["open"]["macs"] for gate in gates] == [stage["macs"] for stage in stages]
+    outside = sum(step["macs"] for step in found["steps"] if "stage" in step)
+    assert (found["macs_closed"], found["macs"]) == (outside, outside + sum(gate["open"]["macs"] for gate in gates))
+    assert gates[0]["closed"] == {"macs": 0, "hands_through": ["zeros"], "steps": []}
+    assert all(gate["reason"].endswith("reach the outputs only through products with it") for gate in gates)
+    assert {each["gate"] for each in found["capture"]["decisions"]} == {gate["gate"] for gate in gates}
+    lines = shell.works("inspect", path).stdout.splitlines()
+    (place,) = (place for place, line in enumerate(lines) if f"gate  {gates[1]['gate']}" in line)
+    assert lines[place] == (
+        f"├── gate  {gates[1]['gate']}  guards 147 k MACs (12.1 %), open if {gates[1]['value']} is not 0"
+    )
+    assert lines[place + 1].startswith(f"│   ├── stage {stages[1]['stage']}")
+    assert lines[place + 2] == f"│   └── closed: hands through {gates[1]['closed']['hands_through'][0]}"
+
+
+def test_inspect_explains_hard_values(shell, exported_moe, exported_digits):
+    path, _ = exported_moe
+    assert "hard values" not in shell.works("inspect", path).stdout
+    _, _, text = shell.works("inspect", path, "--explain").stdout.partition("hard values: exactly 0 for some samples")
+    assert text.count("(line ") == 2
+    assert text.count("gate layers.") == 8
+    assert "nothing in this network is multiplied by an exact 0" in (
+        shell.works("inspect", exported_digits, "--explain").stdout
+    )
+
+
+def test_inspect_explains_what_is_no_gate(shell, workshop):
+    arguments = ("export", "workshop_models:masked", "--input", "2x6", "-o", "net.edgekit")
+    assert "found 1 exit, 1 gate" in shell.works(*arguments, "--smallest-gate", 1).stdout
+    text = shell.works("inspect", "net.edgekit", "--explain").stdout
+    assert "no gate: a mask of shape (6,) for each sample" in text
+    assert "gate second: " in text
+    assert "found 1 exit, 0 gates" in shell.works(*arguments, "--overwrite").stdout
+    assert "no gate: it guards 36 MACs" in shell.works("inspect", "net.edgekit", "--explain").stdout
+
+
+def test_inspect_of_a_bundle_from_before_gates(shell, digits_bundle):
+    manifest = json.loads((digits_bundle / "manifest.json").read_text())
+    manifest["schema"] = 1
+    del manifest["capture"]["decisions"]
+    for stage in manifest["plan"]["stages"]:
+        del stage["exit"]
+    (digits_bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert "export again to see them" in shell.works("inspect", digits_bundle, "--explain").stdout
+
+
+def test_inspect_draws_a_picture(shell, exported_moe, tmp_path):
+    path, _ = exported_moe
+    printed = shell.works("inspect", path, "--picture", tmp_path / "plan.svg").stdout
+    assert printed.splitlines()[-1] == f"wrote {tmp_path / 'plan.svg'}"
+    drawn = (tmp_path / "plan.svg").read_text()
+    assert drawn.count('class="diamond"') == 8
+    assert "reach the outputs only through products with it" in drawn
+    assert ".svg or .html" in shell.fails("inspect", path, "--picture", tmp_path / "plan.png")
+
+
+def test_run_and_profile_tell_how_often_gates_were_open(shell, exported_moe, tmp_path):
+    path, _ = exported_moe
+    found = shell.json("run", path, "--data", TEST_SET)
+    shares = [gate["share"] for gate in found["gates"]]
+    assert [sum(shares[:4]), sum(shares[4:])] == pytest.approx([2, 2])  # two experts of each layer
+    assert all(gate["reached"] == found["samples"] for gate in found["gates"])
+    inspected = shell.json("inspect", path)
+    assert inspected["macs_closed"] < found["macs"] < inspected["macs"]
+    text = " ".join(shell.works("run", path, "--data", TEST_SET).stdout.split())
+    assert f"gates open: {found['gates'][0]['name']} {100 * shares[0]:.1f} %" in text
+    profile = shell.json("profile", path, "--data", TEST_SET, "--seconds", "0.1", "-o", tmp_path / "profile.json")
+    assert profile["gates"] == found["gates"]
+    assert profile["stream"]["macs"] == pytest.approx(found["macs"])
+
+
+def test_smallest_gate_has_one_default():
+    from inspect import signature
+
+    from edgekit.cli.export import command
+    from edgekit.exporters import export_bundle
+    from edgekit.exporters.gates import SMALLEST_GATE
+
+    functions = (edgekit.export, export_bundle, command)
+    assert [signature(each).parameters["smallest_gate"].default for each in functions] == [SMALLEST_GATE] * 3
 
 
 def test_inspect_finds_a_changed_byte(shell, digits_bundle):

@@ -58,6 +58,8 @@ def test_answers_of_exits_and_policy(measured):
     assert [each.share_accuracy for each in measured.exits] == [1.0, 1.0, 0.5]
     assert [each.accuracy for each in measured.exits] == [0.5, 0.75, 0.875]
     assert measured.stream.accuracy == 0.875
+    assert measured.stream.macs == 0.5 * 10 + 0.25 * 30 + 0.25 * 60
+    assert measured.gates == ()
 
 
 def test_the_stream_passes_every_sample_as_often(measured, data):

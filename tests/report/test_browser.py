@@ -1,4 +1,4 @@
-"""The report in headless Chromium: no message on the console, nothing fetched, every chart drawn."""
+"""The report and pictures in headless Chromium: no message on the console, nothing fetched, every chart drawn."""
 
 import re
 import shutil
@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from edgekit.report import write_html
+from edgekit.report import write_html, write_picture
 
 pytest.importorskip("plotly", reason="the report extra is not installed")
 
@@ -103,3 +103,39 @@ def test_this_harness_notices(harm, said, profile, tmp_path):
     path.write_text(path.read_text(encoding="utf-8").replace("</body>", harm + "</body>"), encoding="utf-8")
     _, console = opened(path, tmp_path / "user")
     assert any(said in line for line in console)
+
+
+@pytest.mark.parametrize("options", [[], ["--blink-settings=preferredColorScheme=0"]], ids=["light", "dark"])
+@pytest.mark.parametrize("suffix", [".svg", ".html"])
+@pytest.mark.parametrize("name", ["chain54", "nested", "nasty"])
+def test_pictures_of_plans(name, suffix, options, plans, tmp_path):
+    path = write_picture(plans[name], tmp_path / f"p{suffix}", name=name)
+    dom, console = opened(path, tmp_path / "user", *options)
+    assert console == []
+    assert len(re.findall(r'<path class="diamond"', dom)) == len(plans[name].gates)
+    assert "<img" not in dom
+
+
+@pytest.mark.parametrize("name", ["chain54", "nested", "looped", "nasty"])
+def test_texts_of_pictures_stay_in_their_boxes(name, plans, tmp_path):
+    """Measured by a script that is put beside the picture for this test alone."""
+    page = write_picture(plans[name], tmp_path / "p.html", name=name)
+    measure = """<script>
+    const stray = [];
+    for (const group of document.querySelectorAll("g.stage, g.exit, g.inputs"))
+      for (const text of group.querySelectorAll(":scope > text")) {
+        const own = text.getBoundingClientRect();
+        const box = group.querySelector("rect.box, rect.pill").getBoundingClientRect();
+        if (own.right > box.right || own.left < box.left || own.bottom > box.bottom) stray.push(text.textContent);
+      }
+    for (const panel of document.querySelectorAll("rect.open, rect.closed"))
+      for (const text of panel.parentNode.querySelectorAll(":scope > text"))
+        if (text.getBoundingClientRect().right > panel.getBoundingClientRect().right) stray.push(text.textContent);
+    document.body.dataset.stray = JSON.stringify(stray);
+    </script></body>"""
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"<meta http-equiv=[^>]*>", "", text).replace("</body>", measure)
+    page.write_text(text, encoding="utf-8")
+    dom, console = opened(page, tmp_path / "user")
+    assert console == []
+    assert 'data-stray="[]"' in dom

@@ -26,6 +26,14 @@ def test_the_stream_has_no_macs_when_one_of_its_exits_has_none(profile):
     assert tables.rows(msgspec.structs.replace(profile, exits=exits))[-1].macs is None
 
 
+def test_gates_have_shares_and_the_stream_the_macs_of_what_ran(profile, with_gates):
+    assert tables.gate_lines(profile) == ()
+    assert tables.gate_lines(with_gates) == (("blocks.1", "52.0 %", "700"), ("<b>2</b>", "–", "–"))
+    assert texts(with_gates)["stream"]["MACs"] == "1.23 M"
+    (macs,) = (column for column in tables.columns([with_gates]) if column.title == "MACs")
+    assert "with every gate open" in macs.help
+
+
 def test_units_suit_the_slowest_row(profile, one_exit):
     assert texts(profile)["exit1"]["median [ms]"] == f"{profile.exits[0].latency.median_s * 1e3:.3f}"
     assert texts(one_exit)["exit1"]["median [µs]"] == f"{one_exit.exits[0].latency.median_s * 1e6:.1f}"

@@ -34,6 +34,11 @@ def test_profile(profile):
     assert "…" not in text
 
 
+def test_gates(profile, with_gates):
+    assert "gates open blocks.1 52.0 %, <b>2</b> –" in words(printed(print_profile, with_gates))
+    assert "gates" not in printed(print_profile, profile)
+
+
 def test_energy_column(with_energy):
     text = printed(print_profile, with_energy)
     assert "energy [mJ]" in text

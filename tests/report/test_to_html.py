@@ -51,6 +51,12 @@ def test_one_profile(profile, tmp_path):
     assert os.listdir(tmp_path) == ["r.html"]
 
 
+def test_gates(profile, with_gates, tmp_path):
+    shown = words(parts(write_html([with_gates], tmp_path / "r.html"))[0])
+    assert "gate open samples that came to it blocks.1 52.0 % 700 <b>2</b> – –" in shown
+    assert "came to it" not in words(parts(write_html([profile], tmp_path / "r.html"))[0])
+
+
 def test_nothing_is_fetched(profile, with_energy, tmp_path):
     text, _ = parts(write_html([profile, with_energy], tmp_path / "r.html"))
     assert "default-src 'none'" in text

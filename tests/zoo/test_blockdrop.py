@@ -12,7 +12,7 @@ SIZES = {"blocks": (2, 2, 2), "widths": (4, 8, 12)}
 
 def small(execution="masked"):
     torch.manual_seed(0)
-    return BlockDrop(BlockDropConfig(**SIZES, policy_widths=(4, 8, 8), execution=execution)).eval()
+    return BlockDrop(BlockDropConfig(**SIZES, execution=execution)).eval()
 
 
 def images(rows=6):
@@ -81,6 +81,7 @@ def test_from_a_backbone_every_block_runs_and_the_answers_are_its():
     with torch.no_grad():
         assert model.routed(images())[1].min() == 1
         torch.testing.assert_close(model(images()), backbone(images()))
+    assert torch.equal(model.policy.features.layer3[0].conv1.weight, backbone.layer3[0].conv1.weight)
 
 
 @torch.no_grad()

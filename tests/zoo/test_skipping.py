@@ -24,7 +24,7 @@ SMALL = {
     "resnet38-cifar10": ResNetConfig(**SIZES),
     "skipnet38-cifar10": SkipNetConfig(gate="ff1", **SIZES),
     "skipnet38-rnn-cifar10": SkipNetConfig(gate="rnn", **SIZES),
-    "blockdrop-cifar10": BlockDropConfig(policy_widths=(4, 8, 8), **SIZES),
+    "blockdrop-cifar10": BlockDropConfig(**SIZES),
 }
 SKIPPING = [name for name in SMALL if name != "resnet38-cifar10"]
 RECIPE = Recipe(epochs=2, batch=20, peak_learning_rate=0.05, bfloat16=True, channels_last=True)
