@@ -40,6 +40,7 @@ class Way:
         program: returns the model's tensors, then one marker ``(1,) bool`` for each decision, made where it was taken.
         places: of the decisions in the model's source, in order.
         outcomes: of the decisions.
+        structure: of what the model returns.
         markers: nodes of the decisions; ``None`` where a joined way lost its marker, which nothing reads then.
         tail: decisions at the end that the way which this one was joined to takes as well.
         others: the ways on which the outcome of one decision is another.
@@ -49,6 +50,7 @@ class Way:
     program: ExportedProgram
     places: Sequence[Place]
     outcomes: Sequence[bool]
+    structure: pytree.TreeSpec
     tail: int = 0
     others: dict[int, Way] = field(default_factory=dict)
     parent: Way | None = None
@@ -139,6 +141,11 @@ def align(way: Way, other: Way, index: int, *, shared: int | None = None) -> Mat
     Raises:
         CaptureError: they return what cannot be joined.
     """
+    if way.structure != other.structure:
+        raise CaptureError(
+            f"a Python branch depends on tensor values{way.places[index]}: its two ways return other things, "
+            f"{way.structure.num_leaves} on one and {other.structure.num_leaves} on the other; return the same on both"
+        )
     matcher = _Matcher(way, other, index)
     tail = _common_tail(way, other, index) if shared is None else shared
     while True:
@@ -281,13 +288,10 @@ class _Matcher:
 
     def _result(self, match: Match, number: int, slot: int, pair: tuple[Any, Any]) -> None:
         place = self.way.places[self.index]
-        if not isinstance(pair[0], Node) or not isinstance(pair[1], Node):
-            if pair[0] is not pair[1] and pair[0] != pair[1]:
-                raise CaptureError(
-                    f"a Python branch depends on tensor values{place}: its two ways return {_described(pair[0])} and "
-                    f"{_described(pair[1])} as output {number}; return tensors alike on both"
-                )
-        elif not self._edge(match, self.way.output, slot, *pair):
+        if not isinstance(pair[0], Node) and not isinstance(pair[1], Node):
+            # A number of Python's own, as which exit was taken: no output of a graph.
+            return
+        if not all(isinstance(value, Node) for value in pair) or not self._edge(match, self.way.output, slot, *pair):
             raise CaptureError(
                 f"a Python branch depends on tensor values{place}: its two ways cannot be joined, as output {number} "
                 f"is {_described(pair[0])} on one and {_described(pair[1])} on the other; return tensors alike on both"
@@ -341,6 +345,7 @@ def join(way: Way, other: Way, index: int, match: Match) -> None:
         AmbiguousJoinError: what a later way reads could be either of two values.
     """
     _Joiner(way, other, index, match).join()
+    way.others[index] = other
     other.parent = way
 
 
@@ -363,16 +368,16 @@ class _Joiner:
         later = {node for node, index in self.way.added.items() if index >= self.later}
         handled: dict[tuple[Node, int], Node] = {}
         pairs = {mine: theirs for theirs, mine in self.match.same.items() if theirs in self.other.traced}
-        for reader, slot, _ in (*self.match.edges, *self.match.equal):
-            theirs = self._theirs(reader, slot, pairs)
-            holder, place = self._place(reader, slot, later)
-            opposite = self._copy(theirs)
+        for reader, slot, traced in (*self.match.edges, *self.match.equal):
+            chain = self._chain(*self._opposite(reader, slot, pairs))
+            holder, place = self._place(reader, slot, self._shared_by(chain))
+            value = _leaves(holder)[place]
+            opposite = self._other_value(traced, chain, handled.get((holder, place), value))
             if (holder, place) in handled:
-                if handled[holder, place] is not opposite:
+                if value is not opposite and value is not self.made.get((handled[holder, place], opposite)):
                     raise self._ambiguous()
                 continue
-            handled[holder, place] = opposite
-            value = _leaves(holder)[place]
+            handled[holder, place] = value
             if opposite is value:
                 unchanged.add(value)
                 continue
@@ -384,20 +389,60 @@ class _Joiner:
         self._relocate(self.other)
         _sort(self.way.program)
 
-    def _theirs(self, reader: Node, slot: int, pairs: Mapping[Node, Node]) -> Node:
-        """The operand on the other way, with what was joined to it."""
+    def _opposite(self, reader: Node, slot: int, pairs: Mapping[Node, Node]) -> tuple[Node, int]:
+        """Where the other way reads an operand."""
         if reader is self.way.output:
-            slot = self.other.results[self.way.results.index(slot)]
-            return _leaves(self.other.output)[slot]  # type: ignore[no-any-return]
-        return _leaves(pairs[reader])[slot]  # type: ignore[no-any-return]
+            return self.other.output, self.other.results[self.way.results.index(slot)]
+        return pairs[reader], slot
 
-    def _place(self, reader: Node, slot: int, later: set[Node]) -> tuple[Node, int]:
-        """Where an operand is read first after the ways have met: by the join of a later decision, if there is one."""
+    def _chain(self, reader: Node, slot: int) -> list[Node]:
+        """What the other way reads: joins with the ways that it leads to, then its own value."""
+        chain = [_leaves(reader)[slot]]
+        while chain[-1] in self.other.joins:
+            chain.append(_leaves(chain[-1])[self.other.joins[chain[-1]]])
+        return chain
+
+    def _shared_by(self, chain: Sequence[Node]) -> int:
+        """The first decision that is still to be taken when all these have met."""
+        tails = [self.other.others[self.other.added[node]].tail for node in chain[:-1]]
+        return len(self.way.places) - min([self.other.tail, *tails])
+
+    def _place(self, reader: Node, slot: int, first: int) -> tuple[Node, int]:
+        """Where an operand is read when the ways have met: by the join of a later decision, if there is one."""
         value = _leaves(reader)[slot]
-        while value in later and value in self.way.joins:
+        while value in self.way.joins and self.way.added[value] >= first:
             reader, slot = value, self.way.joins[value]
             value = _leaves(reader)[slot]
         return reader, slot
+
+    def _other_value(self, traced: Node, chain: Sequence[Node], value: Node) -> Node:
+        """What stands on the other way for a value of this one."""
+        opposite = self._copy(chain[0])
+        while value in self.way.joins and self.way.added[value] < self.later:
+            # A decision that only this way takes.
+            value = _leaves(value)[self.way.joins[value]]
+        own = self.copies[chain[-1]]
+        if value is own:
+            return opposite
+        if self.match.same.get(traced) is not self._traced(value) or traced is not chain[-1]:
+            if value in self.way.joins:
+                # A later decision that the other way takes for itself has nothing to choose from there.
+                raise self._ambiguous()
+            return opposite
+        if len(chain) == 1:
+            return value
+        last = self.copies[chain[-2]]
+        slot = self.way.joins[last]
+        if _leaves(last)[slot] not in (own, value):
+            raise self._ambiguous()
+        _set_leaf(last, slot, value)
+        return opposite
+
+    def _traced(self, value: Node) -> Node:
+        """What a value was before anything was joined to it."""
+        while value in self.way.joins:
+            value = _leaves(value)[self.way.joins[value]]
+        return value
 
     def _follow(
         self,

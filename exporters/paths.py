@@ -8,7 +8,6 @@ gates are found as in any masked network. A sample decides for itself, so the gr
 
 from __future__ import annotations
 
-import enum
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +33,9 @@ __all__ = ["Paths", "capture_paths"]
 
 MOST_DECISIONS = 256
 """Decisions on one way through a forward. Each is one more trace, and a loop that goes on longer is not unrolled."""
+
+MOST_TRACES = MOST_DECISIONS + 1
+"""Traces where each decision is traced once more."""
 
 MOST_TRACES_APART = 64
 """Traces where decisions hang together and all combinations of their outcomes are traced."""
@@ -95,17 +97,14 @@ def capture_paths(
     forward = _Forward(model, args, kwargs, unchanged, export)
     if not forward.eager(_natural).read:
         return None
-    for sharing in Sharing:
-        explorer = _Explorer(forward, sharing)
+    explorer = _Explorer(forward, apart=False)
+    try:
         way = explorer.explore()
-        try:
-            join_all(way)
-            verify(way, forward)
-            break
-        except (AmbiguousJoinError, _DiffersError) as error:
-            print(sharing, error)
-            if sharing is Sharing.NOTHING:
-                raise
+        verify(way, forward)
+    except (AmbiguousJoinError, _DiffersError):
+        explorer = _Explorer(forward, apart=True)
+        way = explorer.explore()
+        verify(way, forward)
     _drop_markers(way)
     return Paths(way.program, explorer.decisions, explorer.traces, tuple(explorer.notes))
 
@@ -264,7 +263,7 @@ class _Reading(TorchFunctionMode):
         if func in _COMPARISONS:
             alike = args[0].shape == args[1].shape
             return alike and self._decide(_COMPARISONS[func](*args, **kwargs).all())
-        if func == Tensor.__radd__ and args[1] == 0:
+        if func is Tensor.add and not isinstance(args[1], Tensor) and args[1] == 0:
             # ``0 + x``, as ``sum`` begins: like every later sum, so that a sum's parts can be left out one by one.
             return torch.zeros(args[0].shape, dtype=args[0].dtype) + args[0]
         # A trace refuses ``.data``, and without gradients it is the tensor itself.
@@ -318,35 +317,24 @@ class _Reading(TorchFunctionMode):
         return outcome
 
 
-class Sharing(enum.Enum):
-    """Which later decisions are taken for one and the same on two ways, and so traced on one of them only.
-
-    Tried in order: the first takes fewest traces, and the last takes nothing for granted.
-    """
-
-    TAILS = "those that two ways end in"
-    NESTED = "those that all ways which a decision leads to end in"
-    NOTHING = "none"
-
-
 class _Explorer:
     """Traces ways through a forward.
 
     Args:
         forward: of the model.
-        sharing: of decisions between ways.
+        apart: trace all combinations of outcomes. Otherwise later decisions that two ways take alike are traced on one.
     """
 
-    def __init__(self, forward: _Forward, sharing: Sharing) -> None:
+    def __init__(self, forward: _Forward, *, apart: bool) -> None:
         self.forward = forward
-        self.sharing = sharing
+        self.apart = apart
         self.usual: dict[Any, bool] = {}
         self.notes: list[str] = []
         self.decisions = 0
         self.traces = 0
 
     def explore(self) -> Way:
-        """The way that does most, with all others."""
+        """The way that does most, with all others joined to it."""
         try:
             way = self._way([])
         except _ImpossibleError:
@@ -355,22 +343,21 @@ class _Explorer:
         return way
 
     def _others(self, way: Way, first: int) -> None:
-        """Find the ways on which a decision from ``first`` on is another."""
-        index = first
-        while index < way.shared:
+        """Join the ways on which a decision from ``first`` on is another, the last one first.
+
+        What is joined earlier is there for what was joined later, as what is decided earlier for what comes later.
+        """
+        for index in reversed(range(first, way.shared)):
             self.decisions += 1
             forced = [*way.outcomes[:index], not way.outcomes[index]]
             try:
                 other = self._way(forced)
             except _ImpossibleError as error:
                 self._tell(f"a branch{way.places[index]} is never {forced[-1]}, the forward fails then: {error}")
-            else:
-                align(way, other, index, shared=0 if self.sharing is Sharing.NOTHING else None)
-                self._others(other, index + 1)
-                way.others[index] = other
-                if self.sharing is Sharing.NESTED:
-                    way.tail = min(way.tail, other.tail)
-            index += 1
+                continue
+            match = align(way, other, index, shared=0 if self.apart else None)
+            self._others(other, index + 1)
+            join(way, other, index, match)
 
     def _tell(self, note: str) -> None:
         if note not in self.notes:
@@ -379,12 +366,13 @@ class _Explorer:
     def _way(self, forced: Sequence[bool]) -> Way:
         done = self._settled(forced)
         self.traces += 1
-        if self.sharing is not Sharing.TAILS and self.traces > MOST_TRACES_APART:
+        most = MOST_TRACES_APART if self.apart else MOST_TRACES
+        if self.traces > most:
             raise CaptureError(
                 f"a Python branch depends on tensor values{done.places[0]}: what later branches do depends on it, and "
-                f"all combinations would be more than {MOST_TRACES_APART} traces"
+                f"all combinations would be more than {most} traces"
             )
-        return Way(self.forward.trace(done), done.places, done.outcomes)
+        return Way(self.forward.trace(done), done.places, done.outcomes, pytree.tree_structure(done.returned))
 
     def _settled(self, forced: Sequence[bool]) -> _Run:
         """A run with these first outcomes, and the usual ones after; others where the forward fails with those."""
@@ -443,13 +431,6 @@ class _UnknownError(Exception):
     def __init__(self, place: Place) -> None:
         super().__init__(str(place))
         self.place = place
-
-
-def join_all(way: Way) -> None:
-    """Join all that was found to a way, the last decision first: what is joined earlier is there for what was later."""
-    for index, other in sorted(way.others.items(), reverse=True):
-        join_all(other)
-        join(way, other, index, align(way, other, index, shared=other.tail))
 
 
 def verify(way: Way, forward: _Forward) -> None:
@@ -527,20 +508,23 @@ def _compare(way: Way, forward: _Forward, inputs: Any, pick: Callable[[Way, int,
     given = evaluated.returned([leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)])
     expected = pytree.tree_leaves(done.returned)
     values = {marker: value for marker, (value, _) in walk.taken.items()}
-    alike = all(_close(one, two) for one, two in zip(given, expected, strict=True)) and values == {
+    tensors = [(one, two) for one, two in zip(given, expected, strict=True) if isinstance(two, Tensor)]
+    alike = all(_close(one, two) for one, two in tensors) and values == {
         marker: evaluated.values[marker] for marker in values
     }
     if not alike:
-        flipped = [place for place, outcome, usual in zip(done.places, done.outcomes, way.outcomes, strict=False) if outcome != usual]
+        flipped = [
+            place
+            for place, outcome, usual in zip(done.places, done.outcomes, way.outcomes, strict=False)
+            if outcome != usual
+        ]
         raise _DiffersError(
             f"a Python branch depends on tensor values{(flipped or done.places)[0]}, and its two ways cannot be "
             "joined: one graph of both answers otherwise than the model"
         )
 
 
-def _close(one: Any, two: Any) -> bool:
-    if not isinstance(two, Tensor):
-        return bool(one == two)
+def _close(one: Tensor, two: Tensor) -> bool:
     if not two.is_floating_point():
         return torch.equal(one, two)
     finite = two[two.isfinite()].abs()

@@ -247,7 +247,7 @@ def test_branch_on_a_value_says_which_line_once_and_prints_nothing(trunk, capfd)
 
     message = fails(trunk(forward), X, match="a Python branch depends on tensor values")
     assert message.count("if early.softmax(1).max() > 0.9:") == 1
-    assert "gates" in message
+    assert "return other things, 2 on one and 1 on the other" in message
     assert capfd.readouterr() == ("", "")
 
 
@@ -257,15 +257,6 @@ def test_value_read_into_python(trunk):
         return [self.h1(first), self.h3(third) * int(first.abs().sum().item())]
 
     fails(trunk(forward), X, match=r"item\(\) \(line \d+ of test_capture.py")
-
-
-def test_branch_inside_the_graph(trunk):
-    def forward(self, x):
-        first, _, third = self.features(x)
-        third = torch.cond(first.sum() > 0, lambda t: t + 1, lambda t: t - 1, (third,))
-        return [self.h1(first), self.h3(third)]
-
-    fails(trunk(forward), X, match="branches inside the graph with cond")
 
 
 @pytest.mark.parametrize(
