@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from edgekit.errors import CaptureError
 from edgekit.exporters.graph import (
     drop_same_size,
+    fills_by_mask,
     keep_batch,
     merge_views,
     refuse_control_flow,
@@ -135,7 +136,6 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | N
             route = f"torch.export {'strict' if strict else 'non-strict'}{suffix}"
             try:
                 program = _export(model, *example, strict=strict, dynamic=batch == BATCH)
-                refuse_control_flow(program)
             except Exception as error:  # torch.export raises whatever the model or the tracer raised
                 attempts.append(Attempt(route, reason(error)))
                 continue
@@ -179,6 +179,7 @@ def _export(
         shapes = _dynamic_shapes(model, pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs))
     with torch.no_grad(), _unchanged(model), quiet():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
+        refuse_control_flow(program)
         # An empty table decomposes nothing by choice; it makes the graph functional (no relu_, no batch-norm state).
         return program.run_decompositions({})
 
@@ -210,6 +211,7 @@ def _captured(
     refuse_random(program)
     keep_batch(program)
     drop_same_size(program)
+    fills_by_mask(program)
     rank_by_rule(program)
     mixtures_as_sums(program)
     merge_views(program)

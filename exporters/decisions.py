@@ -65,11 +65,7 @@ def find_exits(
         raise DecisionError("exits must be a list of names, as ['branch1', 'branch2']; leave it out to have them found")
     else:
         points = [_named(captured, name) for name in names]
-    notes = [
-        f"output '{output.path}' {tuple(output.value.shape)} is not an exit and is left out"
-        for output in captured.outputs
-        if output.path not in {point.path for point in points}
-    ]
+    notes = _left_out(captured.outputs, {point.path for point in points})
     points, doubled = _distinct(points)
     notes.extend(doubled)
     if names is None and macs is not None:
@@ -82,6 +78,20 @@ def find_exits(
     if len(sizes) > 1:
         raise DecisionError(f"exits disagree on the number of classes: {sorted(sizes)}")
     return _numbered(points), tuple(notes)
+
+
+def _left_out(outputs: Sequence[Output], exits: Container[str | None]) -> list[str]:
+    """Notes on outputs that are no exits; those of one list or dictionary together."""
+    groups: dict[str, list[Output]] = defaultdict(list)
+    for output in outputs:
+        if output.path not in exits:
+            groups[output.path.rpartition(".")[0] or output.path].append(output)
+    return [
+        f"output '{members[0].path}' {tuple(members[0].value.shape)} is not an exit and is left out"
+        if len(members) == 1
+        else f"{len(members)} outputs '{group}.*' are no exits and are left out"
+        for group, members in groups.items()
+    ]
 
 
 def _in_order(points: Sequence[ExitPoint], macs: Mapping[Node, int]) -> list[ExitPoint]:

@@ -16,6 +16,7 @@ __all__ = [
     "ancestors",
     "batch_dimension",
     "drop_same_size",
+    "fills_by_mask",
     "keep_batch",
     "merge_views",
     "refuse_control_flow",
@@ -30,8 +31,8 @@ def refuse_control_flow(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureError(
-                f"the model branches inside the graph with {node.target}{where(node)}: edgekit takes models that "
-                "return the logits of all their exits, gates are not taken yet"
+                f"the model branches inside the graph with {node.target}{where(node)}: of such operators edgekit reads "
+                "torch.cond and torch.while_loop, called by these names"
             )
 
 
@@ -78,6 +79,22 @@ def drop_same_size(program: ExportedProgram) -> None:
             source = node.args[0]
             if tuple(node.meta["val"].shape[2:]) == tuple(source.meta["val"].shape[2:]):
                 node.target, node.args, node.kwargs = torch.ops.aten.alias.default, (source,), {}
+
+
+def fills_by_mask(program: ExportedProgram) -> None:
+    """``x[mask] = number`` as a masked fill: policies are rounded that way."""
+    aten = torch.ops.aten
+    signature = program.graph_signature.inputs_to_lifted_tensor_constants
+    for node in program.graph.nodes:
+        if node.target is not aten.index_put.default or len(node.args) > 3:
+            continue
+        target, indices, filling = node.args
+        while getattr(filling.target, "_opname", "") in ("lift_fresh_copy", "clone", "detach", "alias", "_to_copy"):
+            filling = filling.args[0]
+        constant = program.constants.get(signature.get(filling.name, ""))
+        is_mask = len(indices) == 1 and indices[0] is not None and indices[0].meta["val"].dtype == torch.bool
+        if is_mask and isinstance(constant, torch.Tensor) and constant.ndim == 0:
+            node.target, node.args = aten.masked_fill.Scalar, (target, indices[0], constant.item())
 
 
 _WHOLE = 2**63 - 1

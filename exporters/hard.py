@@ -175,12 +175,31 @@ def _made_hard(node: Node, name: str, found: dict[Node, Hard]) -> Hard | None:
             ones = [_is_constant(arg, 1) for arg in node.args[1:]]
             known = found[node.args[0]]
             return Hard(Kind.BINARY if any(ones) else Kind.SPARSE, known.origin, known.root)
-    if name == "masked_fill" and _is_constant(node.args[2], 0) and node.args[1] in found:
-        known = found[node.args[1]]  # type: ignore[index]
-        return Hard(Kind.SPARSE, known.origin, known.root)
+    if name == "masked_fill":
+        return _filled(node, found)
     if name in ("softmax", "_softmax") and isinstance(node.args[0], Node) and _minus_infinity(node.args[0], found):
         return Hard(Kind.SPARSE, node, None)
     return None
+
+
+def _filled(node: Node, found: dict[Node, Hard]) -> Hard | None:
+    """Zeros where a mask says so; or what is hard already, filled with a number elsewhere."""
+    x, mask, number = (stripped(arg) for arg in node.args)
+    if _is_constant(number, 0) and mask in found:
+        return Hard(Kind.SPARSE, found[mask].origin, found[mask].root)
+    if x not in found:
+        return None
+    # policy[policy < t] = 0; policy[policy >= t] = 1
+    low = stripped(x.args[1]) if operator_name(x) == "masked_fill" and _is_constant(x.args[2], 0) else None
+    rounded = (
+        _is_constant(number, 1)
+        and low is not None
+        and (operator_name(low), operator_name(mask)) in (("lt", "ge"), ("le", "gt"))
+        and stripped(low.args[0]) is stripped(x.args[0])
+        and stripped(mask.args[0]) in (x, stripped(x.args[0]))
+        and low.args[1] == mask.args[1]
+    )
+    return Hard(Kind.BINARY if rounded else Kind.SPARSE, found[x].origin, None)
 
 
 def _product(node: Node, args: Sequence[Node], known: Sequence[Hard]) -> Hard:

@@ -32,6 +32,21 @@ class AmbiguousJoinError(CaptureError):
     """Two values that are one and the same on a way differ on the other, and it shows not which a later one reads."""
 
 
+@dataclass(frozen=True)
+class Joint:
+    """What ``torch.where(decision, one, other)`` stands for.
+
+    Attributes:
+        side: place of the value among its arguments that was there before.
+        tail: decisions at the end that the way with the other value shares with the one that it was joined to.
+        met: those of them that are taken after all ways have met that the other value was joined of.
+    """
+
+    side: int
+    tail: int
+    met: int
+
+
 @dataclass(eq=False)
 class Way:
     """A forward with the outcome of every decision fixed, as a graph, and what was joined to it since.
@@ -61,7 +76,7 @@ class Way:
         kinds = [spec.kind for spec in self.program.graph_signature.output_specs]
         returned = [slot for slot, kind in enumerate(kinds) if kind is OutputKind.USER_OUTPUT]
         self.results = returned[: len(returned) - len(self.places)]
-        self.markers = [output.args[0][slot] for slot in returned[len(self.results) :]]  # type: ignore[index, misc]
+        self.markers = [output.args[0][slot] for slot in returned[len(self.results) :]]
         self.order = {node: place for place, node in enumerate(self.program.graph.nodes)}
         self.traced = {node: _leaves(node) for node in self.order}
         self.shape = {node: repr(pytree.tree_structure((node.args, node.kwargs))) for node in self.order}
@@ -69,8 +84,8 @@ class Way:
         self.epoch = self._epochs()
         self.added: dict[Node, int] = {}
         """Nodes that were joined to this way, with the decision that chooses."""
-        self.joins: dict[Node, int] = {}
-        """Operands that were joined, with the place of this way's own value among their arguments."""
+        self.joins: dict[Node, Joint] = {}
+        """Operands that were joined."""
 
     @property
     def output(self) -> Node:
@@ -316,8 +331,9 @@ def _nodes(leaves: Iterable[Any]) -> list[Node]:
 
 def _joinable(one: Node, two: Node) -> bool:
     first, second = one.meta.get("val"), two.meta.get("val")
-    alike = isinstance(first, Tensor) and isinstance(second, Tensor)
-    return alike and first.shape == second.shape and first.dtype == second.dtype
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return False
+    return first.shape == second.shape and first.dtype == second.dtype
 
 
 def _described(value: Any) -> str:
@@ -370,7 +386,7 @@ class _Joiner:
         pairs = {mine: theirs for theirs, mine in self.match.same.items() if theirs in self.other.traced}
         for reader, slot, traced in (*self.match.edges, *self.match.equal):
             chain = self._chain(*self._opposite(reader, slot, pairs))
-            holder, place = self._place(reader, slot, self._shared_by(chain))
+            holder, place = self._place(reader, slot, len(self.way.places) - self._met(chain))
             value = _leaves(holder)[place]
             opposite = self._other_value(traced, chain, handled.get((holder, place), value))
             if (holder, place) in handled:
@@ -381,7 +397,7 @@ class _Joiner:
             if opposite is value:
                 unchanged.add(value)
                 continue
-            made = self._where(value, opposite)
+            made = self._where(value, opposite, self._met(chain))
             joined[value].add(made)
             _set_leaf(holder, place, made)
         for node in later:
@@ -399,19 +415,18 @@ class _Joiner:
         """What the other way reads: joins with the ways that it leads to, then its own value."""
         chain = [_leaves(reader)[slot]]
         while chain[-1] in self.other.joins:
-            chain.append(_leaves(chain[-1])[self.other.joins[chain[-1]]])
+            chain.append(_leaves(chain[-1])[self.other.joins[chain[-1]].side])
         return chain
 
-    def _shared_by(self, chain: Sequence[Node]) -> int:
-        """The first decision that is still to be taken when all these have met."""
-        tails = [self.other.others[self.other.added[node]].tail for node in chain[:-1]]
-        return len(self.way.places) - min([self.other.tail, *tails])
+    def _met(self, chain: Sequence[Node]) -> int:
+        """How many decisions at the end are taken after all these have met."""
+        return min([self.other.tail, *(self.other.joins[node].met for node in chain[:-1])])
 
     def _place(self, reader: Node, slot: int, first: int) -> tuple[Node, int]:
         """Where an operand is read when the ways have met: by the join of a later decision, if there is one."""
         value = _leaves(reader)[slot]
         while value in self.way.joins and self.way.added[value] >= first:
-            reader, slot = value, self.way.joins[value]
+            reader, slot = value, self.way.joins[value].side
             value = _leaves(reader)[slot]
         return reader, slot
 
@@ -420,29 +435,37 @@ class _Joiner:
         opposite = self._copy(chain[0])
         while value in self.way.joins and self.way.added[value] < self.later:
             # A decision that only this way takes.
-            value = _leaves(value)[self.way.joins[value]]
+            value = self._own(value)
         own = self.copies[chain[-1]]
-        if value is own:
+        if value is own or value not in self.way.joins:
             return opposite
-        if self.match.same.get(traced) is not self._traced(value) or traced is not chain[-1]:
-            if value in self.way.joins:
-                # A later decision that the other way takes for itself has nothing to choose from there.
-                raise self._ambiguous()
-            return opposite
+        if self.match.same.get(traced) is not own:
+            # A later decision that the other way takes, too, has nothing to choose from there.
+            raise self._ambiguous()
         if len(chain) == 1:
             return value
-        last = self.copies[chain[-2]]
-        slot = self.way.joins[last]
-        if _leaves(last)[slot] not in (own, value):
-            raise self._ambiguous()
-        _set_leaf(last, slot, value)
+        self._wrap(self.copies[chain[0]], own, value)
         return opposite
 
-    def _traced(self, value: Node) -> Node:
-        """What a value was before anything was joined to it."""
-        while value in self.way.joins:
-            value = _leaves(value)[self.way.joins[value]]
-        return value
+    def _own(self, node: Node) -> Node:
+        """The operand of a join that was there before it."""
+        return _leaves(node)[self.way.joins[node].side]  # type: ignore[no-any-return]
+
+    def _wrap(self, node: Node, own: Node, value: Node) -> None:
+        """Let a join read ``value``, which later decisions chose from ``own``, where they are taken after it."""
+        first, inner = len(self.way.places), value
+        while inner is not own:
+            first, inner = min(first, self.way.added[inner]), self._own(inner)
+        joint = self.way.joins[node]
+        sides = [joint.side] if joint.tail < len(self.way.places) - first else [joint.side, 3 - joint.side]
+        for side in sides:
+            leaf = _leaves(node)[side]
+            if leaf is own:
+                _set_leaf(node, side, value)
+            elif leaf in self.way.joins and self.way.added[leaf] == self.index:
+                self._wrap(leaf, own, value)
+            elif leaf is not value:
+                raise self._ambiguous()
 
     def _follow(
         self,
@@ -492,14 +515,14 @@ class _Joiner:
         with self.mode:
             return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
 
-    def _where(self, value: Node, opposite: Node) -> Node:
+    def _where(self, value: Node, opposite: Node, met: int) -> Node:
         if (value, opposite) not in self.made:
             outcome = self.way.outcomes[self.index]
             ways = (value, opposite) if outcome else (opposite, value)
             condition = self._condition(value.meta["val"].ndim)
             made = self._call(torch.ops.aten.where.self, (condition, *ways), like=value)
             made.meta["val"] = self._fake(value.meta["val"])
-            self.way.joins[made] = 1 if outcome else 2
+            self.way.joins[made] = Joint(1 if outcome else 2, self.other.tail, met)
             self.made[value, opposite] = made
         return self.made[value, opposite]
 
@@ -582,7 +605,7 @@ def _pending(node: Node, placed: set[Node]) -> Iterator[Node]:
                 yield current
             continue
         if current in open_nodes:
-            raise CaptureError("two ways through the forward compute the same results in another order")
+            raise AmbiguousJoinError("two ways through the forward compute the same results in another order")
         open_nodes.add(current)
         waiting.append((current, True))
         waiting.extend((source, False) for source in reversed(current.all_input_nodes) if source not in placed)

@@ -2,7 +2,9 @@
 
 Row dispatch runs an expert on the rows that chose it (``index = gates[:, e].nonzero()``, ``x[index]``, ``index_add``).
 Its row count depends on the data, which no static graph has. On the rows that chose the expert it computes what
-``y + where(chosen, expert(x), 0)`` computes, and that has a gate. A weighted sum over stacked experts
+``y + where(chosen, expert(x), 0)`` computes, and that has a gate. A dispatcher that sorts all pairs of row and expert
+(``nonzero(gates).sort(0)``), splits them by expert and adds them back together is the same for all experts at once. A
+weighted sum over stacked experts
 (``(torch.stack(outputs, 1) * weights).sum(1)``) becomes a chain of additions.
 """
 
@@ -18,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from edgekit.exporters.graph import ancestors
 from edgekit.exporters.hard import operator_name, stripped
 
 __all__ = ["mixtures_as_sums"]
@@ -32,6 +35,7 @@ def mixtures_as_sums(program: ExportedProgram) -> None:
     graph = program.graph
     chosen = {node: _chosen(node) for node in graph.nodes if _lists_rows(node)}
     done = [_dispatch(program, index, rows) for index, rows in chosen.items() if rows is not None]
+    done += [_sorted_dispatch(program, node) for node in list(graph.nodes) if operator_name(node) == "index_add"]
     done += [_unstacked(program, node) for node in list(graph.nodes) if operator_name(node) == "sum"]
     if any(done):
         _drop_unread(program)
@@ -169,6 +173,100 @@ def _put_where_chosen(program: ExportedProgram, node: Node, rows: Node) -> None:
     else:
         made = _make(program, node, aten.where.self, chosen, value, target)
     node.replace_all_uses_with(made)
+
+
+def _sorted_dispatch(program: ExportedProgram, end: Node) -> bool:
+    """Rows sorted by expert, split, and put back in one ``index_add``, as a sum over experts of gate times expert."""
+    rows: Any = end.args[2]
+    listed = {node.args[0] for node in ancestors([rows]) if _lists_rows(node)}
+    found = _joined_parts(end)
+    if end.args[1] != 0 or len(listed) != 1 or found is None:
+        return False
+    (gates,) = listed
+    parts, after, weighted = found
+    splits = {node for node in ancestors(parts) if operator_name(node) in ("split_with_sizes", "split")}
+    splits = {node for node in splits if (taken := _taken(node.args[0])) is not None and _lists(taken, {rows})}
+    if len(splits) != 1 or not isinstance(gates, Node) or gates.meta["val"].ndim != 2:
+        return False
+    (split,) = splits
+    _run_on_all_rows(program, split, parts)
+    aten = torch.ops.aten
+    total: Any = end.args[0]
+    for expert, part in enumerate(parts):
+        for node in after:
+            part = _make(program, end, node.target, part, *node.args[1:])
+        gate = _make(program, end, aten.select.int, gates, 1, expert)
+        gate = _make(program, end, aten.view.default, gate, [-1] + [1] * (part.meta["val"].ndim - 1))
+        if weighted:
+            part = _make(program, end, aten.mul.Tensor, gate, part)
+        else:
+            zero = _make(program, end, aten.zeros_like.default, part)
+            part = _make(program, end, aten.where.self, _make(program, end, aten.ne.Scalar, gate, 0), part, zero)
+        total = _make(program, end, aten.add.Tensor, total, part)
+    end.replace_all_uses_with(total)
+    return True
+
+
+def _joined_parts(end: Node) -> tuple[list[Node], list[Node], bool] | None:
+    """What an ``index_add`` concatenates, the operators applied to all of it since, and whether it is weighted."""
+    node = stripped(end.args[3])
+    after: list[Node] = []
+    weighted = False
+    while isinstance(node, Node) and operator_name(node) != "cat":
+        if operator_name(node) == "mul" and not weighted and not after:
+            weights = [arg for arg in node.args if operator_name(stripped(arg)) in ("gather", "index", "unsqueeze")]
+            if len(weights) != 1:
+                return None
+            weighted = True
+            node = stripped(next(arg for arg in node.args if arg is not weights[0]))
+        elif len(node.all_input_nodes) == 1:
+            if operator_name(node) != "_to_copy":
+                after.insert(0, node)
+            node = stripped(node.args[0])
+        else:
+            return None
+    parts: Any = node.args[0] if isinstance(node, Node) else None
+    return (list(parts), after, weighted) if parts else None
+
+
+def _taken(node: Any) -> Node | None:
+    """The ``x[index]`` that a tensor is a view of."""
+    while isinstance(node, Node) and operator_name(node) in _INDICES:
+        node = node.args[0]
+    return node if isinstance(node, Node) and operator_name(node) in ("index", "index_select") else None
+
+
+def _run_on_all_rows(program: ExportedProgram, split: Node, parts: Sequence[Node]) -> None:
+    """Give every expert all rows in the place of its own."""
+    taken = _taken(split.args[0])
+    assert taken is not None
+    source: Any = taken.args[0]
+    rows = source.meta["val"].shape[0]
+    size = _size_of(program, source)
+    pieces = list(split.users)
+    inside = ancestors(parts) & set().union(*map(_descendants, pieces)) - set(pieces)
+    for piece in pieces:
+        piece.replace_all_uses_with(source)
+    for node in program.graph.nodes:
+        if node in inside:
+            node.args = pytree.tree_map(lambda arg: size if _is_other_count(arg, rows) else arg, node.args)
+            _remember(node)
+
+
+def _descendants(node: Node) -> set[Node]:
+    found: set[Node] = set()
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        if each not in found:
+            found.add(each)
+            waiting.extend(each.users)
+    return found
+
+
+def _is_other_count(value: Any, rows: torch.SymInt) -> bool:
+    known = value.meta.get("val") if isinstance(value, Node) else None
+    return isinstance(known, torch.SymInt) and known.node.expr != rows.node.expr
 
 
 def _unstacked(program: ExportedProgram, node: Node) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -43,7 +43,7 @@ MOST_TRACES_APART = 64
 TOLERANCE = 1e-4
 """Largest difference of a path to the eager model forced to take it, relative to the largest value, or absolute."""
 
-COMBINATIONS = 16
+COMBINATIONS = 24
 """Random combinations of outcomes that the joined graph is compared with the model on."""
 
 NATURAL = 4
@@ -51,6 +51,9 @@ NATURAL = 4
 
 MOST_RETRIES = 8
 """Outcomes of later decisions that are changed, one after the other, where a forward fails with the usual ones."""
+
+Pick = Callable[[Way, int, bool], bool]
+"""The outcome of a decision of a way, given its number and the outcome that its value has."""
 
 Choose = Callable[[Place, Tensor], bool]
 """The outcome of the next decision, given its place and the value ``(1,) bool`` that it is taken on."""
@@ -168,32 +171,38 @@ class _Forward:
 
     def trace(self, done: _Run) -> ExportedProgram:
         """Trace it, reading what a run read."""
-        read = iter(done.read)
-        with _patched(self.model, lambda code, inputs: _Reading(code, inputs, _Run(), replayed=read)):
+        traced: list[_Run] = []
+
+        def reading(code: Any, inputs: Any) -> _Reading:
+            traced.append(_Run())
+            return _Reading(code, inputs, traced[-1], replayed=iter(done.read))
+
+        with _patched(self.model, reading):
             try:
                 program: ExportedProgram = self._export(self.model, *self.example)
             except CaptureError:
                 raise
             except Exception as error:  # torch.export raises whatever the model or the tracer raised
                 raise CaptureError(f"with the outcomes of its Python branches forced, {reason(error)}") from error
+        if traced[-1].places != done.places:
+            place = next((place for place in traced[-1].places if place not in done.places), "")
+            raise CaptureError(f"a Python branch depends on tensor values{place} that only a trace shows")
         return program
 
 
 @contextmanager
 def _patched(model: nn.Module, reading: Callable[[Any, Any], _Reading]) -> Iterator[None]:
     """Let the forward run under a mode, and return the decisions' markers besides its own result."""
-    original = model.forward
+    original, own = model.forward, vars(model).get("forward")
 
-    @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        mode = reading(code, (args, kwargs))
+        mode = reading(forward.__code__, (args, kwargs))
         with mode:
             returned = original(*args, **kwargs)
         return returned, tuple(mode.markers)
 
-    code = forward.__code__
-    own = vars(model).get("forward")
-    model.forward = forward  # type: ignore[method-assign]
+    # A trace names its inputs after the parameters of the model's own forward.
+    model.forward = functools.update_wrapper(forward, original)
     try:
         with mock.patch.object(torch, "cond", _cond), mock.patch.object(torch, "while_loop", _while_loop):
             yield
@@ -217,8 +226,13 @@ def _while_loop(cond_fn: Any, body_fn: Any, carried_inputs: Any) -> Any:
 
 _CONVERSIONS = (Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__complex__)
 _READS = (Tensor.__bool__, Tensor.is_nonzero, torch.is_nonzero, Tensor.item, Tensor.tolist, *_CONVERSIONS)
-_COMPARISONS = {torch.equal: torch.eq, Tensor.equal: torch.eq, torch.allclose: torch.isclose}
-_COMPARISONS[Tensor.allclose] = torch.isclose
+_COMPARISONS: dict[Any, Any] = {
+    torch.equal: torch.eq,
+    Tensor.equal: torch.eq,
+    torch.allclose: torch.isclose,
+    Tensor.allclose: torch.isclose,
+}
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class _Reading(TorchFunctionMode):
@@ -263,20 +277,25 @@ class _Reading(TorchFunctionMode):
         if func in _COMPARISONS:
             alike = args[0].shape == args[1].shape
             return alike and self._decide(_COMPARISONS[func](*args, **kwargs).all())
-        if func is Tensor.add and not isinstance(args[1], Tensor) and args[1] == 0:
-            # ``0 + x``, as ``sum`` begins: like every later sum, so that a sum's parts can be left out one by one.
-            return torch.zeros(args[0].shape, dtype=args[0].dtype) + args[0]
-        # A trace refuses ``.data``, and without gradients it is the tensor itself.
-        result = args[0].detach() if func == Tensor.data.__get__ else func(*args, **kwargs)
+        result = self._computed(func, args, kwargs)
         written = args[0] if getattr(func, "__name__", "") == "__setitem__" else kwargs.get("out")
         for leaf in pytree.tree_leaves((result, written)):
             if isinstance(leaf, Tensor):
                 self.dependent[id(leaf)] = leaf
         return result
 
+    def _computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func == _DATA:
+            # A trace refuses ``.data``, and without gradients it is the tensor itself.
+            return args[0].detach()
+        if func is Tensor.add and args[0].is_floating_point() and not isinstance(args[1], Tensor) and args[1] == 0:
+            # ``0 + x``, as ``sum`` begins: like every later sum, so that a sum's parts can be left out one by one.
+            return torch.zeros(args[0].shape, dtype=args[0].dtype) + args[0]
+        return func(*args, **kwargs)
+
     def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What no input has a part in: values that are read are the same each time."""
-        if func not in _READS:
+        if func not in _READS and func not in _COMPARISONS:
             return func(*args, **kwargs)
         value = func(*args, **kwargs) if self.replayed is None else next(self.replayed)
         self.done.read.append(value)
@@ -440,16 +459,39 @@ def verify(way: Way, forward: _Forward) -> None:
         CaptureError: they differ.
     """
     generator = random.Random(0)
-    ways = list(_all(way))
     noise = torch.Generator().manual_seed(0)
+
+    def natural(way: Way, index: int, flag: bool) -> bool:
+        return flag
+
     for number in range(COMBINATIONS):
-        _compare(way, forward, forward.example, lambda way, index, flag: generator.random() < 0.5)
+        _compare(way, forward, forward.example, _Chance(generator, (number + 0.5) / COMBINATIONS), generator)
+    for _ in range(NATURAL):
         inputs = pytree.tree_map_only(Tensor, lambda tensor: _like(tensor, noise), forward.example)
-        if number < NATURAL:
-            _compare(way, forward, inputs, lambda way, index, flag: flag)
-    for each in ways:
-        outcomes = iter(each.outcomes)
-        _compare(way, forward, forward.example, lambda way, index, flag, o=outcomes: next(o, way.outcomes[index]))
+        _compare(way, forward, inputs, natural, generator)
+    for each in _all(way):
+        _compare(way, forward, forward.example, _Taking(each), generator)
+
+
+class _Chance:
+    """The other outcome with a probability."""
+
+    def __init__(self, generator: random.Random, probability: float) -> None:
+        self.generator = generator
+        self.probability = probability
+
+    def __call__(self, way: Way, index: int, flag: bool) -> bool:
+        return way.outcomes[index] != (self.generator.random() < self.probability)
+
+
+class _Taking:
+    """The outcomes of a way, in order."""
+
+    def __init__(self, way: Way) -> None:
+        self.outcomes = iter(way.outcomes)
+
+    def __call__(self, way: Way, index: int, flag: bool) -> bool:
+        return next(self.outcomes, way.outcomes[index])
 
 
 def _all(way: Way) -> Iterator[Way]:
@@ -470,7 +512,7 @@ def _like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 class _Walk:
     """Which decision of the joined graph each decision of a running forward is."""
 
-    def __init__(self, way: Way, pick: Callable[[Way, int, bool], bool]) -> None:
+    def __init__(self, way: Way, pick: Pick) -> None:
         self.way = way
         self.index = 0
         self.pick = pick
@@ -496,7 +538,7 @@ class _Walk:
         return outcome
 
 
-def _compare(way: Way, forward: _Forward, inputs: Any, pick: Callable[[Way, int, bool], bool]) -> None:
+def _compare(way: Way, forward: _Forward, inputs: Any, pick: Pick, generator: random.Random) -> None:
     walk = _Walk(way, pick)
     try:
         done = forward.eager(walk, inputs)
@@ -504,24 +546,27 @@ def _compare(way: Way, forward: _Forward, inputs: Any, pick: Callable[[Way, int,
         raise
     except Exception:  # whatever the model raises: these outcomes never come together
         return
-    evaluated = _Evaluated(way, {marker: outcome for marker, (_, outcome) in walk.taken.items()})
-    given = evaluated.returned([leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)])
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     expected = pytree.tree_leaves(done.returned)
-    values = {marker: value for marker, (value, _) in walk.taken.items()}
-    tensors = [(one, two) for one, two in zip(given, expected, strict=True) if isinstance(two, Tensor)]
-    alike = all(_close(one, two) for one, two in tensors) and values == {
-        marker: evaluated.values[marker] for marker in values
-    }
-    if not alike:
-        flipped = [
-            place
-            for place, outcome, usual in zip(done.places, done.outcomes, way.outcomes, strict=False)
-            if outcome != usual
-        ]
-        raise _DiffersError(
-            f"a Python branch depends on tensor values{(flipped or done.places)[0]}, and its two ways cannot be "
-            "joined: one graph of both answers otherwise than the model"
-        )
+    markers = {marker for each in _all(way) for marker in each.markers if marker is not None}
+    first = {marker: generator.random() < 0.5 for marker in markers}
+    # A decision that was not come by must not matter, whatever its outcome.
+    for others in (first, {marker: not outcome for marker, outcome in first.items()}):
+        forced = {**others, **{marker: outcome for marker, (_, outcome) in walk.taken.items()}}
+        evaluated = _Evaluated(way, forced, seen=walk.taken)
+        pairs = zip(evaluated.returned(tensors), expected, strict=True)
+        alike = all(_close(one, two) for one, two in pairs if isinstance(two, Tensor))
+        if not alike or any(evaluated.values[marker] != value for marker, (value, _) in walk.taken.items()):
+            raise _DiffersError(_difference(way, done))
+
+
+def _difference(way: Way, done: _Run) -> str:
+    pairs = zip(done.places, done.outcomes, way.outcomes, strict=False)
+    place = next((place for place, outcome, usual in pairs if outcome != usual), done.places[0])
+    return (
+        f"a Python branch depends on tensor values{place}, and its two ways cannot be joined: one graph of both "
+        "answers otherwise than the model"
+    )
 
 
 def _close(one: Tensor, two: Tensor) -> bool:
@@ -535,12 +580,12 @@ def _close(one: Tensor, two: Tensor) -> bool:
 class _Evaluated(Interpreter):
     """Runs a joined graph with its decisions forced, and of it what these outcomes need."""
 
-    def __init__(self, way: Way, forced: Mapping[Node, bool]) -> None:
+    def __init__(self, way: Way, forced: Mapping[Node, bool], *, seen: Iterable[Node]) -> None:
         super().__init__(way.program.graph_module)
         self.way = way
         self.forced = forced
         self.values: dict[Node, bool] = {}
-        self.needed = ancestors([way.output, *forced], sources=self._sources)
+        self.needed = ancestors([way.output, *seen], sources=self._sources)
 
     def returned(self, inputs: Sequence[Tensor]) -> list[Any]:
         """What the model returns."""

@@ -38,10 +38,7 @@ def reason(error: BaseException) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     place = _place(error)
     if "data-dependent" in str(error).lower() or type(error).__name__ == "GuardOnDataDependentSymNode":
-        return (
-            f"a Python branch depends on tensor values{place}; edgekit takes models that return the logits of all "
-            "their exits, gates written as branches are not taken yet"
-        )
+        return f"a Python branch depends on tensor values{place}"
     return f"{type(error).__name__}: {text}{place}"
 
 

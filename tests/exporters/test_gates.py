@@ -111,8 +111,16 @@ def gumbel_one_hot(net, x):
     return net.head(x + chosen[:, 1:] * net.f(x))
 
 
+def rounded_in_place(net, x):
+    policy = net.ask(x).sigmoid().clone()
+    policy[policy < 0.5] = 0.0
+    policy[policy >= 0.5] = 1.0
+    mask = policy[:, 1].contiguous().float().view(-1, 1)
+    return net.head(net.f(x) * mask + x * (1 - mask))
+
+
 ONE_GATE = [skip, residual, straight_through, straight_through_the_other_way, where, masked_fill, sign, argmax]
-ONE_GATE += [gumbel_one_hot]
+ONE_GATE += [gumbel_one_hot, rounded_in_place]
 
 
 @pytest.mark.parametrize("forward", ONE_GATE, ids=lambda forward: forward.__name__)
@@ -187,7 +195,31 @@ def dispatch_in_place(net, x):
     return net.head(y)
 
 
-MIXTURES = {masked_sum: 2, python_sum: 1, stacked: 2, dispatch: 1, dispatch_in_place: 1}
+def sorted_dispatch(net, x, *, weighted=True):
+    values, chosen = net.router(x).softmax(1).topk(2, dim=1)
+    gates = torch.zeros(len(x), 4).scatter(1, chosen, values)
+    experts, order = torch.nonzero(gates).sort(0)
+    rows = torch.nonzero(gates)[order[:, 1], 0]
+    weights = torch.gather(gates[rows.flatten()], 1, experts.split(1, dim=1)[1])
+    parts = torch.split(x[rows].squeeze(1), (gates > 0).sum(0).tolist(), dim=0)
+    outputs = torch.cat([expert(part) for expert, part in zip(net.experts, parts, strict=True)], 0).sin()
+    outputs = outputs.mul(weights) if weighted else outputs
+    return net.head(torch.zeros(len(x), 8).index_add(0, rows, outputs.float()))
+
+
+def sorted_dispatch_without_weights(net, x):
+    return sorted_dispatch(net, x, weighted=False)
+
+
+MIXTURES = {
+    sorted_dispatch: 2,
+    sorted_dispatch_without_weights: 2,
+    masked_sum: 2,
+    python_sum: 1,
+    stacked: 2,
+    dispatch: 1,
+    dispatch_in_place: 1,
+}
 
 
 @pytest.mark.parametrize("forward", MIXTURES, ids=lambda forward: forward.__name__)

@@ -40,7 +40,9 @@ def accuracy(name, images):
 
 
 def test_backbone(images):
-    assert accuracy("resnet38-cifar10", images) == pytest.approx(on_the_card("resnet38-cifar10", "1"), abs=1e-3)
+    backbone = accuracy("resnet38-cifar10", images)
+    assert backbone == pytest.approx(on_the_card("resnet38-cifar10", "1"), abs=1e-3)
+    assert backbone >= 0.85
 
 
 @pytest.mark.parametrize("name", SKIPPING)
@@ -50,7 +52,7 @@ def test_blocks_are_left_out_at_little_loss(name, images):
     assert skipping == pytest.approx(on_the_card(name, "1"), abs=1e-3)
     for what, value in figures.items():
         assert value == pytest.approx(on_the_card(name, what), abs=2e-3)
-    assert skipping >= 0.85
+    assert skipping >= on_the_card("resnet38-cifar10", "1") - 0.01
     assert figures["gated blocks left out, share"] >= 0.3
     assert skipping >= figures["accuracy of the same weights with every block run"] - 0.01
 
