@@ -3,6 +3,7 @@
 Routes are tried in order; the one that worked and why the earlier ones did not are kept. Non-strict export runs the
 forward as Python and records what it does; strict export reads its bytecode; each takes models on which the other
 fails. Both are tried with a batch of any size, then with a batch of one for models that bake the batch into a shape.
+Where Python branches on tensor values, every way through the forward is traced (:mod:`edgekit.exporters.paths`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +168,10 @@ def _reference(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return reference
 
 
+_DETACHED = property(Tensor.detach, Tensor.data.__set__)  # type: ignore[attr-defined]
+"""``x.data`` without gradients. A trace would take it for a constant."""
+
+
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, strict: bool, dynamic: bool
 ) -> ExportedProgram:
@@ -177,7 +183,7 @@ def _export(
             return {0: dimension} if isinstance(leaf, Tensor) and leaf.ndim else None
 
         shapes = _dynamic_shapes(model, pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs))
-    with torch.no_grad(), _unchanged(model), quiet():
+    with torch.no_grad(), _unchanged(model), quiet(), mock.patch.object(Tensor, "data", _DETACHED):
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
         refuse_control_flow(program)
         # An empty table decomposes nothing by choice; it makes the graph functional (no relu_, no batch-norm state).

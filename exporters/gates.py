@@ -17,7 +17,7 @@ from torch.fx import Node
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
 from edgekit.exporters.graph import batch_dimension
-from edgekit.exporters.hard import Hard, Kind, hard_values, operator_name
+from edgekit.exporters.hard import Hard, Kind, filling, hard_values, operator_name
 from edgekit.exporters.simplify import Known, Value, View
 from edgekit.exporters.source import where
 
@@ -234,7 +234,7 @@ class _Finder:
         closed = view.given({root: Known.ZERO}, self.hard)
         binary = self.hard[root].kind is Kind.BINARY
         opened = view.given({root: Known.ONE}, self.hard) if binary else view
-        needed = set(level.nodes)
+        needed = {node for node in level.nodes if node.op == "call_function"}
         spared = needed - closed.ancestors(level.outputs)
         if binary:
             spared |= needed - opened.ancestors(level.outputs)
@@ -373,9 +373,7 @@ class _Finder:
 
 def _filled(nodes: Iterable[Node]) -> dict[Node, Known]:
     """Tensors that the forward fills with zeros or ones, to add something to them."""
-    numbers = {"zeros_like": Known.ZERO, "zeros": Known.ZERO, "new_zeros": Known.ZERO}
-    numbers |= {"ones_like": Known.ONE, "ones": Known.ONE, "new_ones": Known.ONE}
-    return {node: numbers[operator_name(node)] for node in nodes if operator_name(node) in numbers}
+    return {node: Known(int(filling(node))) for node in nodes if filling(node) in (0, 1)}
 
 
 def dynamic_nodes(captured: Captured) -> set[Node]:

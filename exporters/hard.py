@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from edgekit.exporters.graph import batch_dimension
 
-__all__ = ["VIEWS", "Hard", "Kind", "hard_values", "operator_name", "stripped"]
+__all__ = ["VIEWS", "Hard", "Kind", "filling", "hard_values", "operator_name", "stripped"]
 
 # fmt: off
 VIEWS = frozenset({
@@ -29,10 +29,13 @@ VIEWS = frozenset({
 })
 """Operators that move elements and change none of them (but their dtype)."""
 _COPIES = frozenset({"alias", "clone", "detach", "contiguous", "lift_fresh_copy"})
-_ROUNDED = frozenset({"round", "sign", "sgn", "floor", "ceil", "trunc", "fix"})
-_ZERO_PRESERVING = frozenset({"relu", "neg", "abs", "sqrt", "square", "clamp", "hardtanh", "tanh", "sum", "clamp_min"})
-_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
-_FILLS = frozenset({"full", "full_like", "new_full", "scalar_tensor"})
+_ROUNDED = frozenset({"round", "sign", "sgn", "floor", "ceil", "trunc", "fix", "heaviside"})
+_ZERO_PRESERVING = frozenset({
+    "relu", "neg", "abs", "sqrt", "square", "clamp", "hardtanh", "tanh", "sum", "clamp_min", "cumprod",
+})
+_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros", "zero"})
+_ONES = frozenset({"ones", "ones_like", "new_ones"})
+_FILLS = frozenset({"full", "full_like", "new_full", "scalar_tensor", "fill"})
 _PRODUCTS = frozenset({"mul", "div", "logical_and", "bitwise_and"})
 # fmt: on
 
@@ -138,7 +141,7 @@ def _hard(node: Node, found: dict[Node, Hard]) -> Hard | None:
     if name in VIEWS:
         return found.get(first) if isinstance(first, Node) else None
     if name in _PRODUCTS and known:
-        return _product(node, args, known)
+        return _product(node, known)
     if name in ("rsub", "sub") and _is_complement(node, name):
         source = next((arg for arg in args if arg in found), None)
         if source is not None and found[source].kind is Kind.BINARY:
@@ -151,6 +154,7 @@ def _hard(node: Node, found: dict[Node, Hard]) -> Hard | None:
         compared = (
             name in ("eq", "ne", "gt", "ge", "lt", "le") and len(args) == 1 and len(known) == 1 and len(roots) == 1
         )
+        compared = compared and operator_name(known[0].origin) != "argmax"
         if compared and (known[0].kind is Kind.BINARY or (name == "ne" and node.args[1] == 0)):
             return Hard(Kind.BINARY, known[0].origin, known[0].root)
         return Hard(Kind.BINARY, node, None)
@@ -164,8 +168,10 @@ def _made_hard(node: Node, name: str, found: dict[Node, Hard]) -> Hard | None:
     """Operators that make a hard value out of a soft one."""
     if name == "one_hot":
         return Hard(Kind.BINARY, node, None)
-    if name in _ROUNDED:
+    if name in _ROUNDED or _is_shifted_sign(node, name):
         return Hard(Kind.SPARSE, node, None)
+    if name == "argmax" and _chooses_of_two(node):
+        return Hard(Kind.BINARY, node, None)
     if name in ("scatter", "scatter_add", "index_put") and _is_zero(node.args[0]):
         filled = node.args[-1]
         return Hard(Kind.BINARY if name == "scatter" and filled == 1 else Kind.SPARSE, node, None)
@@ -180,6 +186,16 @@ def _made_hard(node: Node, name: str, found: dict[Node, Hard]) -> Hard | None:
     if name in ("softmax", "_softmax") and isinstance(node.args[0], Node) and _minus_infinity(node.args[0], found):
         return Hard(Kind.SPARSE, node, None)
     return None
+
+
+def _is_shifted_sign(node: Node, name: str) -> bool:
+    """``sign(x) + 1``: 0, 1 or 2."""
+    return name == "add" and _is_constant(node.args[1], 1) and operator_name(stripped(node.args[0])) in ("sign", "sgn")
+
+
+def _chooses_of_two(argmax: Node) -> bool:
+    source, dim = argmax.args[0], argmax.args[1] if len(argmax.args) > 1 else None
+    return isinstance(source, Node) and isinstance(dim, int) and source.meta["val"].shape[dim] == 2
 
 
 def _filled(node: Node, found: dict[Node, Hard]) -> Hard | None:
@@ -202,10 +218,10 @@ def _filled(node: Node, found: dict[Node, Hard]) -> Hard | None:
     return Hard(Kind.BINARY if rounded else Kind.SPARSE, found[x].origin, None)
 
 
-def _product(node: Node, args: Sequence[Node], known: Sequence[Hard]) -> Hard:
+def _product(node: Node, known: Sequence[Hard]) -> Hard:
     """Zero where any factor is."""
     roots = {hard.root for hard in known}
-    binary = all(hard.kind is Kind.BINARY for hard in known) and len(known) == len(args) and len(node.args) == 2
+    binary = all(hard.kind is Kind.BINARY for hard in known) and len(known) == len(node.args) == 2
     if operator_name(node) == "div":
         binary = False
     root = next(iter(roots)) if len(roots) == 1 else None
@@ -229,20 +245,20 @@ def _minus_infinity(node: Node, found: dict[Node, Hard]) -> bool:
 
 
 def _is_zero(value: Any) -> bool:
-    value = stripped(value)
-    return _is_constant(value, 0) or (isinstance(value, Node) and operator_name(value) in _ZEROS)
+    return _is_constant(value, 0)
 
 
 def _is_constant(value: Any, wanted: float) -> bool:
     """Whether a number, or a tensor filled with one, is this one."""
     while isinstance(value, Node) and operator_name(value) in (*_COPIES, "expand", "_to_copy", "view", "unsqueeze"):
         value = value.args[0]
-    if isinstance(value, Node):
-        name = operator_name(value)
-        if name in _FILLS:
-            value = value.args[0] if name == "scalar_tensor" else value.args[1 if name != "new_full" else 2]
-        elif name in ("ones", "ones_like", "new_ones"):
-            value = 1
-        elif name in _ZEROS:
-            value = 0
+    value = filling(value) if isinstance(value, Node) else value
     return isinstance(value, int | float) and value == wanted
+
+
+def filling(node: Node) -> Any:
+    """The number that an operator fills a new tensor with; ``None`` for other operators."""
+    name = operator_name(node)
+    if name in _FILLS:
+        return node.args[{"scalar_tensor": 0, "new_full": 2}.get(name, 1)]
+    return 0 if name in _ZEROS else 1 if name in _ONES else None

@@ -2,15 +2,14 @@
 
 Row dispatch runs an expert on the rows that chose it (``index = gates[:, e].nonzero()``, ``x[index]``, ``index_add``).
 Its row count depends on the data, which no static graph has. On the rows that chose the expert it computes what
-``y + where(chosen, expert(x), 0)`` computes, and that has a gate. A dispatcher that sorts all pairs of row and expert
-(``nonzero(gates).sort(0)``), splits them by expert and adds them back together is the same for all experts at once. A
-weighted sum over stacked experts
-(``(torch.stack(outputs, 1) * weights).sum(1)``) becomes a chain of additions.
+``y + where(chosen, expert(x), 0)`` computes, and that has a gate. A mask of rows (``y[m] = f(x[m])``) is the same. A
+dispatcher that sorts all pairs of row and expert (``nonzero(gates).sort(0)``), splits them by expert and adds them back
+together is the same for all experts at once.
 """
 
 from __future__ import annotations
 
-import functools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from edgekit.exporters.graph import ancestors
 from edgekit.exporters.hard import operator_name, stripped
+from edgekit.exporters.products import plain_numbers, plain_products
+from edgekit.exporters.rewrite import drop_unread, made_before, remember
 
 __all__ = ["mixtures_as_sums"]
 
@@ -31,16 +33,53 @@ _CHECKS = frozenset({"_assert_scalar", "sym_constrain_range_for_size", "sym_cons
 
 
 def mixtures_as_sums(program: ExportedProgram) -> None:
-    """Rewrite row dispatch and weighted sums over stacked experts, in place; other graphs stay as they are."""
+    """Rewrite row dispatch, products and selections, in place; other graphs stay as they are."""
     graph = program.graph
-    chosen = {node: _chosen(node) for node in graph.nodes if _lists_rows(node)}
-    done = [_dispatch(program, index, rows) for index, rows in chosen.items() if rows is not None]
+    plain_numbers(program)
+    _one_for_equal_masks(program)
+    done = [_dispatch(program, rows, *listed) for rows, listed in _listed(program).items()]
     done += [_sorted_dispatch(program, node) for node in list(graph.nodes) if operator_name(node) == "index_add"]
-    done += [_unstacked(program, node) for node in list(graph.nodes) if operator_name(node) == "sum"]
+    done.append(plain_products(program))
     if any(done):
-        _drop_unread(program)
+        drop_unread(program)
         graph.lint()
         program.graph_module.recompile()
+
+
+def _one_for_equal_masks(program: ExportedProgram) -> None:
+    """One node for equal masks of rows: code writes ``y[~m] = f(x[~m])`` with two complements."""
+    seen: dict[tuple[object, ...], Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _is_row_mask(node):
+            first = seen.setdefault((node.target, str(node.args), str(node.kwargs)), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+
+
+def _is_row_mask(node: Any) -> bool:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.bool and value.ndim == 1
+
+
+def _listed(program: ExportedProgram) -> dict[Node, tuple[set[Node], set[Any]]]:
+    """What lists rows, by ``nonzero(m)`` or as ``m`` in ``x[m]``: the list in all its shapes, and how many they are.
+
+    Where two lists must be of one length, as the rows of one are added to those of the other, neither is given.
+    """
+    found: dict[Node, tuple[set[Node], set[Any]]] = {}
+    for node in program.graph.nodes:
+        indices: Any = node.args[1] if operator_name(node) == "index" else ()
+        if len(indices) == 1 and _is_row_mask(indices[0]):
+            rows, listing = indices[0], {indices[0]}
+        elif _lists_rows(node) and _chosen(node) is not None:
+            rows, listing = node.args[0], _listing(node)
+        else:
+            continue
+        known = found.setdefault(rows, (set(), set()))
+        known[0].update(listing)
+        known[1].update(_counts(node))
+    lengths = Counter(count for _, counts in found.values() for count in counts)
+    return {rows: listed for rows, listed in found.items() if all(lengths[count] == 1 for count in listed[1])}
 
 
 def _lists_rows(node: Node) -> bool:
@@ -55,16 +94,25 @@ def _chosen(nonzero: Node) -> Node | None:
     return source if isinstance(source, Node) and source.meta["val"].ndim == 1 else None
 
 
-def _dispatch(program: ExportedProgram, nonzero: Node, rows: Node) -> bool:
-    """Run on all rows what ran on those listed, and keep the result where they were listed."""
-    count = nonzero.meta["val"]
-    count = (count[0] if isinstance(count, tuple | list) else count).shape[0]
-    if not isinstance(count, torch.SymInt):
-        return False
-    listing = _listing(nonzero)
-    inside = [node for node in program.graph.nodes if node not in listing and _mentions(node, count)]
+def _counts(node: Node) -> set[Any]:
+    """How many rows are listed or taken, as a symbol; none where that is a number."""
+    value = node.meta["val"]
+    size = (value[0] if isinstance(value, tuple | list) else value).shape[0]
+    return {size.node.expr} if isinstance(size, torch.SymInt) else set()
+
+
+def _dispatch(program: ExportedProgram, rows: Node, listing: set[Node], counts: set[Any]) -> bool:
+    """Run on all rows what ran on those listed, and keep the result where they were listed.
+
+    Args:
+        program: to rewrite.
+        rows: a number for each row, zero for those that are not listed.
+        listing: the list of rows, or their mask, in all its shapes.
+        counts: expressions of how many rows that are.
+    """
+    inside = [node for node in program.graph.nodes if node not in listing and _mentions(node, counts)]
     ends = [node for node in program.graph.nodes if _puts_back(node, listing)]
-    if not ends or any(not _understood(node, listing) for node in inside if operator_name(node) not in _CHECKS):
+    if not counts or not ends or not _work_row_by_row(inside, ends, counts):
         return False
     size = _size_of(program, rows)
     for node in [*inside, *ends]:
@@ -74,8 +122,23 @@ def _dispatch(program: ExportedProgram, nonzero: Node, rows: Node) -> bool:
         elif node in ends:
             _put_where_chosen(program, node, rows)
         else:
-            node.args = pytree.tree_map(lambda arg: size if _is_count(arg, count) else arg, node.args)
-            _remember(node)
+            node.args = pytree.tree_map(lambda arg: size if _is_count(arg, counts) else arg, node.args)
+            remember(node)
+    return True
+
+
+def _work_row_by_row(inside: Sequence[Node], ends: Sequence[Node], counts: set[Any]) -> bool:
+    """Whether some nodes can work on all rows: they read no other list, and the ends alone read what they give."""
+    inner = {*inside, *ends}
+    read = {source for node in inner if operator_name(node) not in _CHECKS for source in node.all_input_nodes}
+    if any(free_unbacked_symbols(source.meta.get("val")) - counts for source in read):
+        return False
+    for node in inside:
+        if operator_name(node) in _CHECKS:
+            continue
+        others = (user for user in node.users if user not in inner)
+        if not _understood(node) or any(isinstance(user.meta.get("val"), Tensor) for user in others):
+            return False
     return True
 
 
@@ -104,14 +167,14 @@ def _puts_back(node: Node, listing: set[Node]) -> bool:
     return False
 
 
-def _mentions(node: Node, count: torch.SymInt) -> bool:
-    symbols = count.node.expr.free_symbols
+def _mentions(node: Node, counts: set[Any]) -> bool:
+    symbols = {symbol for count in counts for symbol in count.free_symbols}
     values = [value for value in pytree.tree_leaves(node.meta.get("val")) if isinstance(value, Tensor | torch.SymInt)]
     sizes = [size for value in values for size in (value.shape if isinstance(value, Tensor) else [value])]
     return any(isinstance(size, torch.SymInt) and size.node.expr.free_symbols & symbols for size in sizes)
 
 
-def _understood(node: Node, listing: set[Node]) -> bool:
+def _understood(node: Node) -> bool:
     """Whether a node inside works row by row once it gets all rows: rows are its dimension 0 and nothing else."""
     value = node.meta.get("val")
     if isinstance(value, torch.SymInt) or operator_name(node) in ("sym_size", "ge", "le", "gt"):
@@ -121,9 +184,9 @@ def _understood(node: Node, listing: set[Node]) -> bool:
     return all(isinstance(part, Tensor | None) for part in pytree.tree_leaves(value))
 
 
-def _is_count(value: Any, count: torch.SymInt) -> bool:
+def _is_count(value: Any, counts: set[Any]) -> bool:
     known = value.meta.get("val") if isinstance(value, Node) else None
-    return isinstance(known, torch.SymInt) and known.node.expr == count.node.expr
+    return isinstance(known, torch.SymInt) and known.node.expr in counts
 
 
 def _size_of(program: ExportedProgram, rows: Node) -> Node:
@@ -131,15 +194,6 @@ def _size_of(program: ExportedProgram, rows: Node) -> Node:
         size = program.graph.call_function(torch.ops.aten.sym_size.int, (rows, 0))
     size.meta["val"] = rows.meta["val"].shape[0]
     return size
-
-
-def _make(program: ExportedProgram, at: Node, operation: Any, *args: Any) -> Node:
-    """A new node before another, which it comes from."""
-    with program.graph.inserting_before(at):
-        made = program.graph.call_function(operation, args)
-    made.meta = {key: value for key, value in at.meta.items() if key != "val"}
-    _remember(made)
-    return made
 
 
 def _take_all(program: ExportedProgram, node: Node, listing: set[Node]) -> None:
@@ -150,10 +204,10 @@ def _take_all(program: ExportedProgram, node: Node, listing: set[Node]) -> None:
     for dimension, index in reversed(list(enumerate(indices))):
         if index is None or index in listing:
             continue
-        flat = _make(program, node, aten.view.default, index, [-1])
-        source = _make(program, node, aten.index_select.default, source, dimension, flat)
+        flat = made_before(program, node, aten.view.default, index, [-1])
+        source = made_before(program, node, aten.index_select.default, source, dimension, flat)
         if index.meta["val"].numel() == 1:
-            source = _make(program, node, aten.squeeze.dim, source, dimension)
+            source = made_before(program, node, aten.squeeze.dim, source, dimension)
     node.replace_all_uses_with(source)
 
 
@@ -165,13 +219,13 @@ def _put_where_chosen(program: ExportedProgram, node: Node, rows: Node) -> None:
     value: Any = node.args[2] if name == "index_put" else node.args[3]
     adds = name == "index_add" or (name == "index_put" and len(node.args) > 3 and bool(node.args[3]))
     shape = [-1] + [1] * (target.meta["val"].ndim - 1)
-    chosen = _make(program, node, aten.view.default, _make(program, node, aten.ne.Scalar, rows, 0), shape)
+    chosen = made_before(program, node, aten.view.default, made_before(program, node, aten.ne.Scalar, rows, 0), shape)
     if adds:
-        zero = _make(program, node, aten.zeros_like.default, target)
-        kept = _make(program, node, aten.where.self, chosen, value, zero)
-        made = _make(program, node, aten.add.Tensor, target, kept)
+        zero = made_before(program, node, aten.zeros_like.default, target)
+        kept = made_before(program, node, aten.where.self, chosen, value, zero)
+        made = made_before(program, node, aten.add.Tensor, target, kept)
     else:
-        made = _make(program, node, aten.where.self, chosen, value, target)
+        made = made_before(program, node, aten.where.self, chosen, value, target)
     node.replace_all_uses_with(made)
 
 
@@ -194,15 +248,17 @@ def _sorted_dispatch(program: ExportedProgram, end: Node) -> bool:
     total: Any = end.args[0]
     for expert, part in enumerate(parts):
         for node in after:
-            part = _make(program, end, node.target, part, *node.args[1:])
-        gate = _make(program, end, aten.select.int, gates, 1, expert)
-        gate = _make(program, end, aten.view.default, gate, [-1] + [1] * (part.meta["val"].ndim - 1))
+            part = made_before(program, end, node.target, part, *node.args[1:])
+        gate = made_before(program, end, aten.select.int, gates, 1, expert)
+        gate = made_before(program, end, aten.view.default, gate, [-1] + [1] * (part.meta["val"].ndim - 1))
         if weighted:
-            part = _make(program, end, aten.mul.Tensor, gate, part)
+            part = made_before(program, end, aten.mul.Tensor, gate, part)
         else:
-            zero = _make(program, end, aten.zeros_like.default, part)
-            part = _make(program, end, aten.where.self, _make(program, end, aten.ne.Scalar, gate, 0), part, zero)
-        total = _make(program, end, aten.add.Tensor, total, part)
+            zero = made_before(program, end, aten.zeros_like.default, part)
+            part = made_before(
+                program, end, aten.where.self, made_before(program, end, aten.ne.Scalar, gate, 0), part, zero
+            )
+        total = made_before(program, end, aten.add.Tensor, total, part)
     end.replace_all_uses_with(total)
     return True
 
@@ -250,7 +306,7 @@ def _run_on_all_rows(program: ExportedProgram, split: Node, parts: Sequence[Node
     for node in program.graph.nodes:
         if node in inside:
             node.args = pytree.tree_map(lambda arg: size if _is_other_count(arg, rows) else arg, node.args)
-            _remember(node)
+            remember(node)
 
 
 def _descendants(node: Node) -> set[Node]:
@@ -267,54 +323,3 @@ def _descendants(node: Node) -> set[Node]:
 def _is_other_count(value: Any, rows: torch.SymInt) -> bool:
     known = value.meta.get("val") if isinstance(value, Node) else None
     return isinstance(known, torch.SymInt) and known.node.expr != rows.node.expr
-
-
-def _unstacked(program: ExportedProgram, node: Node) -> bool:
-    """``(stack(parts, d) * weights).sum(d)`` as a sum of products, one for each part."""
-    dims: Any = node.args[1] if len(node.args) > 1 else None
-    product = stripped(node.args[0])
-    if not isinstance(dims, list | tuple) or len(dims) != 1 or len(node.args) > 2 or operator_name(product) != "mul":
-        return False
-    rank = product.meta["val"].ndim
-    dim = dims[0] % rank
-    for one, weights in (product.args[:2], product.args[1::-1]):
-        stack = stripped(one)
-        if not isinstance(stack, Node) or operator_name(stack) != "stack" or not isinstance(weights, Node):
-            continue
-        parts: Any = stack.args[0]
-        place: Any = stack.args[1] if len(stack.args) > 1 else 0
-        known = weights.meta["val"]
-        if place % rank == dim and known.ndim == rank and known.shape[dim] == len(parts):
-            node.replace_all_uses_with(_sum_of_products(program, node, parts, weights, dim))
-            return True
-    return False
-
-
-def _sum_of_products(program: ExportedProgram, node: Node, parts: Sequence[Node], weights: Node, dim: int) -> Node:
-    aten = torch.ops.aten
-    products = [
-        _make(program, node, aten.mul.Tensor, _make(program, node, aten.select.int, weights, dim, place), part)
-        for place, part in enumerate(parts)
-    ]
-    return functools.reduce(lambda total, product: _make(program, node, aten.add.Tensor, total, product), products)
-
-
-def _remember(node: Node) -> None:
-    """Work out anew what a node's result looks like."""
-    if node.op != "call_function":
-        return
-    target: Any = node.target
-    values = pytree.tree_map(lambda arg: arg.meta["val"] if isinstance(arg, Node) else arg, (node.args, node.kwargs))
-    fakes = [value for value in pytree.tree_leaves(values) if isinstance(value, torch._subclasses.FakeTensor)]
-    if not fakes:
-        node.meta["val"] = target(*values[0], **values[1])
-        return
-    with fakes[0].fake_mode, torch.no_grad():
-        node.meta["val"] = target(*values[0], **values[1])
-
-
-def _drop_unread(program: ExportedProgram) -> None:
-    """Remove what nothing reads any more, checks of row counts among it."""
-    for node in reversed(list(program.graph.nodes)):
-        if node.op == "call_function" and not node.users:
-            program.graph.erase_node(node)
