@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON alone (the default; kept for clarity)")
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="of the zoo")
-    parser.add_argument("--images", type=int, default=64, help="how many, up to 64")
+    parser.add_argument("--images", type=int, choices=(32, 64), default=64, help="how many")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved turns of each variant, for each batch")
     parser.add_argument("--data", type=Path, default=DATA, help="CIFAR images")
     options = parser.parse_args(arguments)

@@ -17,7 +17,7 @@ from torch.fx import Node
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
 from edgekit.exporters.graph import batch_dimension
-from edgekit.exporters.hard import Hard, Kind, filling, hard_values, operator_name
+from edgekit.exporters.hard import Hard, Kind, filling, hard_values, is_mask, operator_name
 from edgekit.exporters.simplify import Known, Value, View
 from edgekit.exporters.source import where
 
@@ -364,7 +364,8 @@ class _Finder:
         for node in sorted(self.view.ancestors(outputs), key=self.order.__getitem__):
             if operator_name(node) != "mul":
                 continue
-            masks = [each for each in node.all_input_nodes if each in self.hard and self.hard[each].root is None]
+            known = [each for each in node.all_input_nodes if each in self.hard and self.hard[each].root is None]
+            masks = [each for each in known if is_mask(self.hard[each].origin)]
             if masks and not all(each in self.hard for each in node.all_input_nodes):
                 shape = tuple(masks[0].meta["val"].shape[1:])
                 reason = f"a mask of shape {shape} for each sample, not one number: everything is computed"

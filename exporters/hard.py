@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from edgekit.exporters.graph import batch_dimension
 
-__all__ = ["VIEWS", "Hard", "Kind", "filling", "hard_values", "operator_name", "stripped"]
+__all__ = ["VIEWS", "Hard", "Kind", "filling", "hard_values", "is_mask", "operator_name", "stripped"]
 
 # fmt: off
 VIEWS = frozenset({
@@ -170,6 +170,8 @@ def _made_hard(node: Node, name: str, found: dict[Node, Hard]) -> Hard | None:
         return Hard(Kind.BINARY, node, None)
     if name in _ROUNDED or _is_shifted_sign(node, name):
         return Hard(Kind.SPARSE, node, None)
+    if _is_rectified(node, name):
+        return Hard(Kind.SPARSE, node, None)
     if name == "argmax" and _chooses_of_two(node):
         return Hard(Kind.BINARY, node, None)
     if name in ("scatter", "scatter_add", "index_put") and _is_zero(node.args[0]):
@@ -191,6 +193,22 @@ def _made_hard(node: Node, name: str, found: dict[Node, Hard]) -> Hard | None:
 def _is_shifted_sign(node: Node, name: str) -> bool:
     """``sign(x) + 1``: 0, 1 or 2."""
     return name == "add" and _is_constant(node.args[1], 1) and operator_name(stripped(node.args[0])) in ("sign", "sgn")
+
+
+def _is_rectified(node: Node, name: str) -> bool:
+    """``relu(x)``, also as ``maximum(x, 0)`` or clamped, of numbers for a whole sample: a router's soft gates."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or any(not isinstance(size, int) or size != 1 for size in value.shape[2:]):
+        return False
+    if name in ("maximum", "max") and len(node.all_input_nodes) < 2:
+        return False
+    bounded = name in ("maximum", "max", "clamp", "clamp_min", "hardtanh") and len(node.args) > 1
+    return name == "relu" or (bounded and _is_zero(node.args[1]))
+
+
+def is_mask(node: Node) -> bool:
+    """Whether a hard value's origin says where something is left out; what a ReLU leaves is an activation."""
+    return not _is_rectified(node, operator_name(node))
 
 
 def _chooses_of_two(argmax: Node) -> bool:

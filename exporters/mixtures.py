@@ -215,7 +215,7 @@ def _put_where_chosen(program: ExportedProgram, node: Node, rows: Node) -> None:
     """``y.index_add(0, index, out)`` is ``y + where(chosen, out, 0)``; without adding, ``where(chosen, out, y)``."""
     aten = torch.ops.aten
     name = operator_name(node)
-    target: Any = node.args[0]
+    target: Any = stripped(node.args[0])
     value: Any = node.args[2] if name == "index_put" else node.args[3]
     adds = name == "index_add" or (name == "index_put" and len(node.args) > 3 and bool(node.args[3]))
     shape = [-1] + [1] * (target.meta["val"].ndim - 1)

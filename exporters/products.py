@@ -184,7 +184,7 @@ def _selection(program: ExportedProgram, node: Node) -> _Selection | None:
     whole, value = given[0].meta["val"], node.meta["val"]
     if operator_name(node) == "gather":
         index = stripped(given[2])
-        if operator_name(index) != "expand" or given[1] % whole.ndim != dim:
+        if operator_name(index) not in ("expand", "repeat") or given[1] % whole.ndim != dim:
             return None
         index = index.args[0]
         wide = [size for place, size in enumerate(index.meta["val"].shape) if place != dim and not _is_one(size)]
@@ -198,8 +198,18 @@ def _selection(program: ExportedProgram, node: Node) -> _Selection | None:
     known = choice.meta["val"]
     if rows is None or known.dtype == torch.bool or known.ndim not in (1, 2) or str(rows) != str(known.shape[0]):
         return None
+    # An index may count from the end.
+    choice = made_before(program, node, aten.remainder.Scalar, choice, len(parts)) if not _is_ranked(choice) else choice
     shape = [-1, known.shape[1] if known.ndim == 2 else 1] + [1] * (whole.ndim - 2)
     return _Selection(parts, 1, made_before(program, node, aten.view.default, choice, shape))
+
+
+def _is_ranked(choice: Node) -> bool:
+    """Whether numbers come from an argmax or a top-k, and so from zero upwards."""
+    node: Any = stripped(choice)
+    if operator_name(node) == "getitem":
+        node = node.args[0]
+    return operator_name(node) in ("argmax", "argmin", "max", "min", "topk", "sort")
 
 
 def _equal(one: torch.Tensor, two: torch.Tensor, place: int) -> bool:

@@ -143,6 +143,14 @@ def where_tensor(net, x):
     return net.head(x + torch.where(net.ask(x)[:, :1] > 0, net.f(x), torch.tensor(0.0)))
 
 
+def rectified(net, x):
+    return net.head(x + F.relu(torch.tanh(net.ask(x)))[:, :1] * net.f(x))
+
+
+def rectified_by_maximum(net, x):
+    return net.head(x + torch.max(net.ask(x), torch.zeros(1))[:, :1] * net.f(x))
+
+
 def scatter_into_data(net, x):
     soft = net.ask(x).softmax(1)
     hard = soft.data.clone().zero_().scatter_(1, soft.data.max(1, keepdim=True)[1], 1)
@@ -156,8 +164,8 @@ def rows_by_mask(net, x):
 
 
 def rows_by_mask_in_place(net, x):
-    y = x.clone()
-    y[net.ask(x)[:, 0] > 0] += net.f(y[net.ask(x)[:, 0] > 0])
+    y, rows = x.clone(), net.ask(x)[:, 0] > 0
+    y[rows] += net.f(y[rows])
     return net.head(y)
 
 
@@ -169,7 +177,14 @@ def rows_of_a_result_by_mask(net, x):
 
 ONE_GATE = [skip, residual, straight_through, straight_through_the_other_way, where, masked_fill, sign, argmax]
 ONE_GATE += [gumbel_one_hot, rounded_in_place, addcmul, lerp, einsum, integer, shifted_sign, where_tensor]
-ONE_GATE += [scatter_into_data, rows_by_mask, rows_by_mask_in_place, rows_of_a_result_by_mask]
+ONE_GATE += [
+    rectified,
+    rectified_by_maximum,
+    scatter_into_data,
+    rows_by_mask,
+    rows_by_mask_in_place,
+    rows_of_a_result_by_mask,
+]
 
 
 @pytest.mark.parametrize("forward", ONE_GATE, ids=lambda forward: forward.__name__)
@@ -270,6 +285,11 @@ def selected_of_a_list(net, x):
     return net.head(results[net.router(x).argmax(1), torch.arange(len(x))])
 
 
+def selected_from_the_end(net, x):
+    results = torch.stack([expert(x) for expert in net.experts], 1)
+    return net.head(results[torch.arange(len(x)), net.router(x).argmax(1) - 1])
+
+
 def gathered(net, x):
     weights, chosen = net.router(x).softmax(1).max(1)
     results = torch.cat([expert(x).unsqueeze(1) for expert in net.experts], 1)
@@ -308,6 +328,7 @@ MIXTURES = {
     dispatch_in_place: 1,
     selected: 1,
     selected_of_a_list: 1,
+    selected_from_the_end: 1,
     gathered: 1,
     gathered_of_a_list: 1,
     gathered_best: 2,
@@ -344,6 +365,15 @@ def test_masked_rows_that_look_at_each_other_stay_as_they_are():
 
     made = stage_model(Net(forward).eval(), torch.randn(4, 8), smallest_gate=1)
     assert not made.plan.gates
+
+
+def test_two_masks_of_rows_for_one_result_stay_as_they_are():
+    def forward(net, x):
+        y = x.clone()
+        y[net.ask(x)[:, 0] > 0] += net.f(y[net.ask(x)[:, 0] > 0])
+        return net.head(y)
+
+    assert not staged(Net(forward)).plan.gates
 
 
 def test_an_input_that_only_a_gate_reads():
