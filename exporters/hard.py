@@ -170,8 +170,11 @@ def _made_hard(node: Node, name: str, found: dict[Node, Hard]) -> Hard | None:
         return Hard(Kind.BINARY, node, None)
     if name in _ROUNDED or _is_shifted_sign(node, name):
         return Hard(Kind.SPARSE, node, None)
-    if _is_rectified(node, name):
+    if _is_rectified(node, name) or (name == "threshold" and node.args[2] == 0):
         return Hard(Kind.SPARSE, node, None)
+    if name in ("stack", "cat") and all(part in found for part in node.all_input_nodes):
+        binary = all(found[part].kind is Kind.BINARY for part in node.all_input_nodes)
+        return Hard(Kind.BINARY if binary else Kind.SPARSE, found[node.all_input_nodes[0]].origin, None)
     if name == "argmax" and _chooses_of_two(node):
         return Hard(Kind.BINARY, node, None)
     if name in ("scatter", "scatter_add", "index_put") and _is_zero(node.args[0]):
@@ -243,7 +246,8 @@ def _product(node: Node, known: Sequence[Hard]) -> Hard:
     if operator_name(node) == "div":
         binary = False
     root = next(iter(roots)) if len(roots) == 1 else None
-    return Hard(Kind.BINARY if binary else Kind.SPARSE, known[0].origin if root is not None else node, root)
+    same = root is not None or not any(is_mask(hard.origin) for hard in known)
+    return Hard(Kind.BINARY if binary else Kind.SPARSE, known[0].origin if same else node, root)
 
 
 def _is_complement(node: Node, name: str) -> bool:

@@ -112,7 +112,7 @@ def _dispatch(program: ExportedProgram, rows: Node, listing: set[Node], counts: 
     """
     inside = [node for node in program.graph.nodes if node not in listing and _mentions(node, counts)]
     ends = [node for node in program.graph.nodes if _puts_back(node, listing)]
-    if not counts or not ends or not _work_row_by_row(inside, ends, counts):
+    if not counts or not ends or not _work_row_by_row(inside, ends, listing, counts):
         return False
     size = _size_of(program, rows)
     for node in [*inside, *ends]:
@@ -127,11 +127,13 @@ def _dispatch(program: ExportedProgram, rows: Node, listing: set[Node], counts: 
     return True
 
 
-def _work_row_by_row(inside: Sequence[Node], ends: Sequence[Node], counts: set[Any]) -> bool:
+def _work_row_by_row(inside: Sequence[Node], ends: Sequence[Node], listing: set[Node], counts: set[Any]) -> bool:
     """Whether some nodes can work on all rows: they read no other list, and the ends alone read what they give."""
-    inner = {*inside, *ends}
-    read = {source for node in inner if operator_name(node) not in _CHECKS for source in node.all_input_nodes}
-    if any(free_unbacked_symbols(source.meta.get("val")) - counts for source in read):
+    inner = {*inside, *ends, *listing}
+    readers = (node for node in (*inside, *ends) if operator_name(node) not in _CHECKS)
+    read = {source for node in readers for source in node.all_input_nodes}
+    values = (source.meta.get("val") for source in read)
+    if any(free_unbacked_symbols(value) - counts for value in values if isinstance(value, Tensor)):
         return False
     for node in inside:
         if operator_name(node) in _CHECKS:

@@ -157,6 +157,12 @@ def scatter_into_data(net, x):
     return net.head(x + (hard - soft.data + soft)[:, 1:] * net.f(x))
 
 
+def rows_listed(net, x):
+    y, rows = x.clone(), torch.nonzero(net.ask(x)[:, 0] > 0).flatten()
+    y[rows] = net.f(x[rows])
+    return net.head(y)
+
+
 def rows_by_mask(net, x):
     y, rows = x.clone(), net.ask(x)[:, 0] > 0
     y[rows] = net.f(x[rows])
@@ -181,6 +187,7 @@ ONE_GATE += [
     rectified,
     rectified_by_maximum,
     scatter_into_data,
+    rows_listed,
     rows_by_mask,
     rows_by_mask_in_place,
     rows_of_a_result_by_mask,
@@ -356,6 +363,14 @@ def test_a_policy_that_scales_keeps_its_scale():
     assert [gate.name for gate in staged(Net(forward)).plan.gates] == ["f", "g"]
 
 
+def test_a_sample_that_halts_takes_no_later_step():
+    def forward(net, x):
+        going = torch.stack([net.hard(x), net.hard(x.tanh())], 1).cumprod(1)
+        return net.head(x + going[:, :1] * net.f(x) + going[:, 1:] * net.g(x))
+
+    assert [gate.name for gate in staged(Net(forward)).plan.gates] == ["f", "g"]
+
+
 def test_masked_rows_that_look_at_each_other_stay_as_they_are():
     def forward(net, x):
         y, rows = x.clone(), net.ask(x)[:, 0] > 0
@@ -497,7 +512,8 @@ def test_soft_attention_is_no_gate():
     def forward(net, x):
         y = net.f(x) * net.squeeze(x).sigmoid()
         y = y * net.ask(y).softmax(1)[:, :1]
-        return net.head(y * F.hardsigmoid(net.ask2(y)[:, :1]))
+        y = y * F.hardsigmoid(net.ask2(y)[:, :1])
+        return net.head(F.relu(net.squeeze(y)) * F.relu(net.g(y)) * y)
 
     made = staged(Net(forward))
     assert not made.plan.gates
@@ -640,6 +656,16 @@ def test_ties_go_to_the_lowest_index_in_every_runtime(tmp_path):
                 result = session.run(rows.numpy())
                 torch.testing.assert_close(torch.from_numpy(result.logits), expected[: len(rows)])
                 assert [result.executed[f"experts.{index}"] for index in range(4)] == [len(rows), len(rows), 0, 0]
+
+
+def test_a_part_that_mixes_rows_is_refused_even_if_it_was_never_open(tmp_path):
+    def forward(net, x):
+        mask = (net.ask(x)[:, :1] > 1000).float()
+        return net.head(x + mask * net.f(x - x.mean(0, keepdim=True)))
+
+    with pytest.raises(CaptureError, match="answers otherwise when other samples are in the batch"):
+        export_bundle(Net(forward).eval(), torch.randn(4, 8), tmp_path / "net.edgekit", smallest_gate=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_infinity_that_a_closed_gate_would_multiply_by_zero_is_refused(tmp_path):
