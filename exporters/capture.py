@@ -17,7 +17,6 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -168,8 +167,17 @@ def _reference(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return reference
 
 
-_DETACHED = property(Tensor.detach, Tensor.data.__set__)  # type: ignore[attr-defined]
-"""``x.data`` without gradients. A trace would take it for a constant."""
+@contextmanager
+def _data_detached() -> Iterator[None]:
+    """Make ``x.data`` what ``x.detach()`` is: a trace would take it for a constant."""
+    if "data" in vars(Tensor):  # already so, further out
+        yield
+        return
+    Tensor.data = property(Tensor.detach, Tensor.data.__set__)  # type: ignore[attr-defined, assignment]
+    try:
+        yield
+    finally:
+        del Tensor.data  # what it had from its base class is there again
 
 
 def _export(
@@ -183,7 +191,7 @@ def _export(
             return {0: dimension} if isinstance(leaf, Tensor) and leaf.ndim else None
 
         shapes = _dynamic_shapes(model, pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs))
-    with torch.no_grad(), _unchanged(model), quiet(), mock.patch.object(Tensor, "data", _DETACHED):
+    with torch.no_grad(), _unchanged(model), quiet(), _data_detached():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
         refuse_control_flow(program)
         # An empty table decomposes nothing by choice; it makes the graph functional (no relu_, no batch-norm state).
