@@ -300,3 +300,17 @@ def test_returned_objects(trunk):
 def test_dtype_that_numpy_lacks(trunk):
     with pytest.raises(PartitionError, match=r"tensor 'x': 'bfloat16'.*\.float\(\)"):
         stage_model(trunk().bfloat16(), X.bfloat16())
+
+
+def test_a_forward_that_needs_gradients_or_never_returns_is_refused_with_its_line(trunk):
+    def gradients(self, x):
+        x = x.detach().requires_grad_(True)
+        return self.h1(self.a(torch.autograd.grad(self.a(x).sum(), x)[0]))
+
+    def endless(self, x):
+        return endless(self, x)
+
+    with pytest.raises(CaptureError, match=r"does not require grad.*line \d+ of test_capture.py: return self.h1"):
+        stage_model(trunk(gradients), torch.randn(2, 8))
+    with pytest.raises(CaptureError, match=r"RecursionError.*line \d+ of test_capture.py: return endless"):
+        stage_model(trunk(endless), torch.randn(2, 8))
