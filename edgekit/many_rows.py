@@ -122,10 +122,11 @@ class ManyRows:
         kept = [*held, *places.values()]
         found = []
         for way, chosen in groups:
-            if not way.block.calls and way.block.decision is None:
-                # Nothing is run: rows stay where they are.
-                assert way.block.next is not None
-                found.append((chosen, chosen, self._slots.follow(way.block.next, self._slots.follow(way, places))))
+            if fork.gate.whole or (not way.block.calls and way.block.decision is None):
+                # Run for all, or nothing is run: rows stay where they are.
+                after = self._through(way, places, rows, executed, kept)
+                kept.extend(after.values())
+                found.append((chosen, chosen, after))
                 continue
             gathered = self._gather(way, places, chosen, kept)
             after = self._through(way, gathered, len(chosen), executed, [*kept, *gathered.values()])

@@ -39,6 +39,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
         macs: multiply-accumulates for one sample; ``None`` when they could not be counted.
         weight_bytes: bytes of the weights and constants that it holds.
         exit: whether it ends in an exit: its last outputs are the logits and one score of each kind.
+        whole: samples of a batch need one another in it: a runtime must not split the batch.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     macs: int | None
     weight_bytes: int
     exit: bool = True
+    whole: bool = False
 
     @property
     def live(self) -> tuple[str, ...]:
@@ -105,6 +107,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="gate"
         otherwise: what they run when it is closed; mostly nothing.
         outputs: what the gate gives, by name: the tensor that it is when open, and when closed. :data:`ZERO` stands
             for zeros; a tensor made before the gate is handed through.
+        whole: samples need one another inside: a way that one row of a batch takes is run for all of them.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="gate"
     steps: tuple[Step, ...]
     otherwise: tuple[Step, ...] = ()
     outputs: dict[str, tuple[str, str]]
+    whole: bool = False
 
 
 Step = Run | Exit | Gate

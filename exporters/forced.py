@@ -7,7 +7,7 @@ inputs is a decision. Its outcome is chosen, and what it was taken on is kept as
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +42,7 @@ class ForcedRun:
 
     Attributes:
         read: every value that Python read, decisions and constants, in order.
+        settled: whether each conjunction or disjunction with a constant has that constant's value, in order.
         work: operators called.
     """
 
@@ -49,6 +50,7 @@ class ForcedRun:
     places: list[Place] = field(default_factory=list)
     outcomes: list[bool] = field(default_factory=list)
     read: list[Any] = field(default_factory=list)
+    settled: list[bool] = field(default_factory=list)
     work: int = 0
 
 
@@ -86,7 +88,7 @@ class Forward:
 
         def reading(code: Any, inputs: Any) -> _Reading:
             traced.append(ForcedRun())
-            return _Reading(code, inputs, traced[-1], replayed=iter(done.read))
+            return _Reading(code, inputs, traced[-1], replayed=(iter(done.read), iter(done.settled)))
 
         with _patched(self.model, reading):
             try:
@@ -160,6 +162,14 @@ _QUESTIONS: dict[Any, Callable[..., Tensor | None]] = {
 }
 """What answers with a truth value of Python's own, and the tensor that it asks; ``None``: the answer is no."""
 
+_SETTLES: dict[Any, bool] = {
+    **dict.fromkeys((torch.logical_and, torch.bitwise_and, Tensor.logical_and, Tensor.bitwise_and), False),
+    **dict.fromkeys((Tensor.__and__, Tensor.__rand__), False),
+    **dict.fromkeys((torch.logical_or, torch.bitwise_or, Tensor.logical_or, Tensor.bitwise_or), True),
+    **dict.fromkeys((Tensor.__or__, Tensor.__ror__), True),
+}
+"""What a truth value is settled by, whatever the other one is: ``(step < 5) & (score < t)`` ends after five steps."""
+
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
@@ -174,7 +184,7 @@ class _Reading(TorchFunctionMode):
         inputs: that values depend on.
         done: filled.
         choose: outcomes.
-        replayed: what is read instead.
+        replayed: what is read instead, and what is settled.
     """
 
     def __init__(
@@ -184,7 +194,7 @@ class _Reading(TorchFunctionMode):
         done: ForcedRun,
         *,
         choose: Choose = natural,
-        replayed: Iterator[Any] | None = None,
+        replayed: tuple[Iterator[Any], Iterator[bool]] | None = None,
     ) -> None:
         super().__init__()
         self.until = until
@@ -206,6 +216,8 @@ class _Reading(TorchFunctionMode):
             asked = _QUESTIONS[func](*args, **kwargs)
             return asked is not None and self._decide(asked)
         result = self._computed(func, args, kwargs)
+        if func in _SETTLES and self._settled(_SETTLES[func], args):
+            return result
         written = args[0] if getattr(func, "__name__", "") == "__setitem__" else kwargs.get("out")
         for leaf in pytree.tree_leaves((result, written)):
             if isinstance(leaf, Tensor):
@@ -221,11 +233,21 @@ class _Reading(TorchFunctionMode):
             return torch.zeros(args[0].shape, dtype=args[0].dtype) + args[0]
         return func(*args, **kwargs)
 
+    def _settled(self, by: bool, operands: Sequence[Any]) -> bool:
+        """Whether one of two truth values is no input's and settles the result."""
+        constants = [each for each in operands if id(each) not in self.dependent]
+        single = [each for each in operands if not isinstance(each, Tensor) or each.numel() == 1]
+        if len(constants) != 1 or len(single) != 2:
+            return False
+        settled = bool(constants[0]) is by if self.replayed is None else next(self.replayed[1])
+        self.done.settled.append(settled)
+        return settled
+
     def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What no input has a part in: values that are read are the same each time."""
         if func not in _READS and func not in _QUESTIONS:
             return func(*args, **kwargs)
-        value = func(*args, **kwargs) if self.replayed is None else next(self.replayed)
+        value = func(*args, **kwargs) if self.replayed is None else next(self.replayed[0])
         self.done.read.append(value)
         return value
 
@@ -256,7 +278,7 @@ class _Reading(TorchFunctionMode):
             )
         flag = value.detach().reshape(1)
         flag = (flag if flag.dtype == torch.bool else flag != 0).clone()
-        outcome = self.choose(place, flag) if self.replayed is None else next(self.replayed)
+        outcome = self.choose(place, flag) if self.replayed is None else next(self.replayed[0])
         self.done.places.append(place)
         self.done.outcomes.append(outcome)
         self.done.read.append(outcome)

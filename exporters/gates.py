@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
-from edgekit.exporters.graph import batch_dimension
+from edgekit.exporters.graph import batch_dimension, row_bytes
 from edgekit.exporters.hard import Hard, Kind, filling, hard_values, is_mask, operator_name
 from edgekit.exporters.simplify import Known, Value, View
 from edgekit.exporters.source import where
@@ -25,6 +25,9 @@ __all__ = ["SMALLEST_GATE", "Finding", "GatePoint", "Gates", "Way", "find_gates"
 
 SMALLEST_GATE = 10_000
 """MACs that a gate must guard. Starting one more stage takes microseconds, in which a small core does this much."""
+
+BYTES_LIKE_A_START = 10_000
+"""Bytes across a gate's boundary that cost what starting its stage does: rows are gathered, layouts changed."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def find_gates(
         captured: the model's graph.
         exits: whose logits are needed.
         macs: of each node; where they could not be counted, a gate must guard a heavy operator.
-        smallest: MACs that a gate must guard; what guards less stays part of the stage around it.
+        smallest: MACs that starting a stage costs. A gate must guard as many, and in proportion for the bytes that
+            cross its boundary (:data:`BYTES_LIKE_A_START`); what guards less stays part of the stage around it.
     """
     return _Finder(captured, macs, smallest).find(exits)
 
@@ -251,30 +255,52 @@ class _Finder:
         spared -= level.taken
         found: list[GatePoint] = []
         for part in sorted(_connected(spared, level.view), key=self._weight, reverse=True):
-            if self._weight(part) < self.smallest if self.macs is not None else not _heavy(part):
+            outputs = self._outputs(level, part)
+            cheap = self._too_cheap(level, root, part, outputs)
+            if cheap is not None:
                 if all(other is not root for other, _, _ in self.told):
-                    reason = (
-                        f"it guards {self._weight(part)} MACs, fewer than a stage of its own costs ({self.smallest})"
-                    )
-                    self._tell(root, None, reason)
+                    self._tell(root, None, cheap)
                 continue
-            gate = self._gate(level, root, part, opened, closed, [*before, *found])
+            gate = self._gate(level, root, part, outputs, opened, closed, [*before, *found])
             if gate is not None:
                 found.append(gate)
                 level.taken |= part
         return found
 
-    def _gate(
-        self, level: _Level, root: Node, part: set[Node], opened: View, closed: View, before: Sequence[GatePoint]
-    ) -> GatePoint | None:
+    def _outputs(self, level: _Level, part: set[Node]) -> tuple[Node, ...]:
+        """What others read of a part."""
         users = _users(level.nodes, level.view)
         ends = set(map(level.view.at, level.outputs))
-        outputs = tuple(
-            sorted(
-                (node for node in part if node in ends or not users.get(node, set()) <= part),
-                key=self.order.__getitem__,
-            )
+        read = (node for node in part if node in ends or not users.get(node, set()) <= part)
+        return tuple(sorted(read, key=self.order.__getitem__))
+
+    def _too_cheap(self, level: _Level, root: Node, part: set[Node], outputs: Sequence[Node]) -> str | None:
+        """Why a part does not pay a stage of its own, if so."""
+        if self.macs is None:
+            return None if _heavy(part) else "it guards no heavy operator"
+        read = {source for node in part for source in level.view.sources(node)} - part
+        # The value crosses, and its views and complements are made from it.
+        read = {node for node in read if node not in self.hard or self.hard[node].root is not root} | {root}
+        crossing = sum(row_bytes(node, self.rows) for node in (*read, *outputs))
+        least = self.smallest + self.smallest * crossing // BYTES_LIKE_A_START
+        weight = self._weight(part)
+        if weight >= least:
+            return None
+        return (
+            f"it guards {weight} MACs, fewer than a stage of its own and the {crossing} bytes that a sample would "
+            f"carry across its boundary cost ({least})"
         )
+
+    def _gate(
+        self,
+        level: _Level,
+        root: Node,
+        part: set[Node],
+        outputs: tuple[Node, ...],
+        opened: View,
+        closed: View,
+        before: Sequence[GatePoint],
+    ) -> GatePoint | None:
         given = [tuple(view.at(node) for node in outputs) for view in (opened, closed)]
         problem = self._problem(level, part, outputs, given, (opened, closed), root)
         if problem is not None:

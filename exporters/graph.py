@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "refuse_random",
     "refuse_state",
     "refuse_values",
+    "row_bytes",
 ]
 
 
@@ -161,6 +163,15 @@ def batch_dimension(node: Node, rows: Any) -> int | None:
     if places[:1] == [0] or len(places) == 1:
         return places[0]
     return None
+
+
+def row_bytes(node: Node, rows: Any) -> int:
+    """Bytes that one sample has of a tensor with the batch as a dimension; 0 for what has none."""
+    batch = batch_dimension(node, rows)
+    if batch is None:
+        return 0
+    value = node.meta["val"]
+    return math.prod(int(n) for place, n in enumerate(value.shape) if place != batch) * int(value.element_size())
 
 
 def ancestors(

@@ -21,7 +21,15 @@ from edgekit.policy import Policy
 from edgekit.session import Session
 from edgekit.tensors import BATCH
 
-__all__ = ["check_parity", "eager_exits", "forced_exits", "golden_inputs", "require_rows_apart", "settle_ties"]
+__all__ = [
+    "ForcedGraph",
+    "check_parity",
+    "eager_exits",
+    "forced_exits",
+    "golden_inputs",
+    "require_rows_apart",
+    "settle_ties",
+]
 
 QUANTILES = (0.25, 0.5, 0.75)
 """Threshold settings that decisions are compared at: these shares of the golden samples stay at each exit."""
@@ -111,7 +119,7 @@ def forced_exits(
         rows = [[tensor[row : row + 1] for tensor in inputs] for row in range(len(inputs[0]))]
         parts = [forced_exits(captured, points, row, forced) for row in rows]
         return [torch.cat(part) for part in zip(*parts, strict=True)]
-    seen = _Forced(captured, points, forced).exits(inputs)
+    seen = ForcedGraph(captured, points, forced).exits(inputs)
     return [torch.softmax(v, dim=1) if p.probabilities else v for p, v in zip(points, seen, strict=True)]
 
 
@@ -132,7 +140,7 @@ def settle_ties(
     ranks = [node for node in captured.program.graph.nodes if node.target is torch.ops.edgekit.topk.default]
     if not ranks or captured.batch != BATCH:
         return list(eager), ()
-    graph = _Forced(captured, points, {})
+    graph = ForcedGraph(captured, points, {})
     ruled = graph.exits(inputs)
     tied = torch.zeros(len(inputs[0]), dtype=torch.bool)
     for node in ranks:
@@ -150,7 +158,9 @@ def settle_ties(
     return answers, (f"{int(tied.sum())} of {len(tied)} golden samples tie in a top-k: the lowest index is taken",)
 
 
-class _Forced(Interpreter):
+class ForcedGraph(Interpreter):
+    """The captured graph, whole, with gate values set. Arguments as in :func:`forced_exits`."""
+
     def __init__(self, captured: Captured, points: Sequence[ExitPoint], forced: Mapping[Node, bool]) -> None:
         super().__init__(captured.program.graph_module, garbage_collect_values=False)
         self.captured = captured
@@ -158,6 +168,7 @@ class _Forced(Interpreter):
         self.forced = forced
 
     def exits(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What it gives at each exit; every node's value is in ``env`` from then on."""
         program = self.captured.program
         signature = program.graph_signature
         held = {
@@ -180,6 +191,7 @@ class _Forced(Interpreter):
         return [self.env[point.node].float() for point in self.points]
 
     def run_node(self, n: Node) -> Any:
+        """One node's value, or what it is set to."""
         result = super().run_node(n)
         if n not in self.forced:
             return result
@@ -222,7 +234,7 @@ def check_parity(
     inputs: Sequence[Tensor],
     *,
     gates: Sequence[tuple[dict[str, bool], Sequence[Tensor]]] = (),
-    one_by_one: bool,
+    batches: Sequence[slice],
     tolerance: float,
 ) -> dict[str, Any]:
     """Compare every forced exit, the decisions at three threshold settings, and forced gates, alone and in a batch.
@@ -234,7 +246,7 @@ def check_parity(
         points: the exits.
         inputs: one tensor per network input.
         gates: outcomes that gates are forced to, by name, and what the whole graph gives at each exit then.
-        one_by_one: the network takes one sample at a time.
+        batches: samples that are run together.
         tolerance: largest difference allowed, relative to the largest logit of the exit, or absolute below 1.
 
     Returns:
@@ -245,9 +257,6 @@ def check_parity(
     """
     arrays = [tensor.numpy() for tensor in inputs]
     rows = len(arrays[0])
-    batches = [slice(0, rows), slice(0, 1), slice(rows - 1, rows)]
-    if one_by_one:
-        batches = [slice(row, row + 1) for row in range(rows)]
     differences: dict[str, float] = {}
     compared = close = 0
     for score in SCORES:

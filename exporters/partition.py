@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import operator
 import re
 from collections import Counter
@@ -28,7 +27,7 @@ from edgekit.errors import PartitionError
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
 from edgekit.exporters.gates import GatePoint, Gates
-from edgekit.exporters.graph import ancestors, batch_dimension
+from edgekit.exporters.graph import ancestors, batch_dimension, row_bytes
 from edgekit.exporters.hard import Hard
 from edgekit.exporters.simplify import Known, Value, View
 
@@ -323,7 +322,7 @@ class _Level:
         return found
 
     def _add(self, network: networkx.DiGraph, node: Node, *, given: bool, index: int) -> None:
-        size = self._row_bytes(node) if self._carriable(node) else 0
+        size = row_bytes(node, self.captured.rows)
         network.add_edge((node, "in"), (node, "out"), capacity=size if self._carriable(node) else _UNCARRIED)
         if given or not self._cheap(node):
             network.add_edge("source", (node, "in"))
@@ -332,11 +331,6 @@ class _Level:
 
     def _carriable(self, node: Node) -> bool:
         return batch_dimension(node, self.captured.rows) is not None
-
-    def _row_bytes(self, node: Node) -> int:
-        value = node.meta["val"]
-        batch = batch_dimension(node, self.captured.rows)
-        return math.prod(int(n) for place, n in enumerate(value.shape) if place != batch) * value.element_size()
 
     def _cheap(self, node: Node) -> bool:
         if node.op != "call_function" or node in self.fixed or node in self.maker:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import Node
@@ -17,7 +18,7 @@ from edgekit.exporters.decisions import ExitPoint
 from edgekit.exporters.graph import batch_dimension
 from edgekit.exporters.partition import Cut, Fork, Part
 from edgekit.exporters.simplify import Value
-from edgekit.plan import SCORES, ZERO, Exit, Gate, Plan, Run, Stage, Step
+from edgekit.plan import SCORES, ZERO, Exit, Gate, Plan, Run, Stage, Step, walk
 from edgekit.tensors import TensorSpec
 
 __all__ = ["StageModule", "confidence", "make_plan", "stage_module", "trace_stage"]
@@ -65,18 +66,20 @@ def stage_module(cut: Cut) -> StageModule:
     return StageModule(cut).eval()
 
 
-def make_plan(captured: Captured, parts: Sequence[Part]) -> tuple[Plan, tuple[Cut, ...]]:
+def make_plan(captured: Captured, parts: Sequence[Part], mixing: Collection[str] = ()) -> tuple[Plan, tuple[Cut, ...]]:
     """The program that runs the cuts, passes the gates and leaves at the exits; and the cut of each of its stages.
 
-    Cuts that compute the same with the same weights become one stage.
+    Cuts that compute the same with the same weights become one stage. ``mixing`` names the gates in which samples need
+    one another.
     """
-    planner = _Planner(captured)
+    planner = _Planner(captured, mixing)
     return planner.plan(parts), tuple(planner.cuts)
 
 
 class _Planner:
-    def __init__(self, captured: Captured) -> None:
+    def __init__(self, captured: Captured, mixing: Collection[str]) -> None:
         self.captured = captured
+        self.mixing = mixing
         self.batch = captured.batch
         self.tensors: dict[str, TensorSpec] = {}
         self.stages: list[Stage] = []
@@ -89,7 +92,10 @@ class _Planner:
             self._add(node.name, node)
         steps = self._steps(parts, names)
         inputs = tuple(self.tensors[node.name] for node in self.captured.inputs)
-        return Plan(inputs=inputs, tensors=self.tensors, stages=tuple(self.stages), steps=tuple(steps))
+        mixing = [step for step in walk(steps) if isinstance(step, Gate) and step.whole]
+        whole = {run.stage for gate in mixing for run in walk((gate,)) if isinstance(run, Run)}
+        stages = tuple(structs.replace(stage, whole=stage.name in whole) for stage in self.stages)
+        return Plan(inputs=inputs, tensors=self.tensors, stages=stages, steps=tuple(steps))
 
     def _add(self, name: str, node: Node) -> None:
         self.tensors[name] = _spec(name, node, self.captured)
@@ -166,6 +172,7 @@ class _Planner:
             steps=ways[0][0],
             otherwise=ways[1][0],
             outputs=outputs,
+            whole=fork.gate.name in self.mixing,
         )
 
 

@@ -170,7 +170,7 @@ class OrtRunner:
             BundleError: ONNX Runtime does not take the file, or it is not the stage's.
         """
         session = self._session(outputs)
-        if rows == 1 or not self._runtime.row_by_row:
+        if rows == 1 or self._stage.whole or not self._runtime.row_by_row:
             return self._bind(session, buffers, slice(0, rows), outputs)
 
         def run() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import edgekit
 from edgekit.errors import CaptureError, ParityError
 from edgekit.exporters import export_bundle, stage_model
 from edgekit.exporters.stages import stage_module
@@ -532,7 +533,40 @@ def test_a_mask_per_channel_saves_nothing_and_says_so():
 def test_a_part_too_cheap_for_a_stage_stays_where_it_is():
     made = staged(Net(skip), smallest=1000)
     assert not made.plan.gates
-    assert made.gates.findings[0].reason == "it guards 256 MACs, fewer than a stage of its own costs (1000)"
+    # It reads 8 numbers and the gate's truth value, and gives 8: 65 bytes, at 1,000 MACs for 10,000 of them.
+    assert made.gates.findings[0].reason == (
+        "it guards 256 MACs, fewer than a stage of its own and the 65 bytes that a sample would carry across its "
+        "boundary cost (1006)"
+    )
+
+
+def test_bytes_that_cross_count_as_much_as_the_work():
+    """The same MACs pay where little crosses, and do not where much does."""
+
+    class Depthwise(nn.Module):
+        def __init__(self, side, channels):
+            super().__init__()
+            self.f = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+            self.head = nn.Linear(channels, 3)
+            self.side = side
+
+        def forward(self, x):
+            gate = (x[:, :1, :1, :1] > 0).float()
+            return self.head((x + gate * self.f(x)).mean((2, 3)))
+
+    class Dense(Depthwise):
+        def __init__(self, side, channels):
+            super().__init__(side, channels)
+            self.f = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def gates(model, channels, side):
+        return stage_model(model.eval(), torch.randn(2, channels, side, side), smallest_gate=10_000).gates
+
+    thin, thick = gates(Depthwise(64, 1), 1, 64), gates(Dense(16, 16), 16, 16)
+    assert not thin.gates  # 36,864 MACs for 32 KiB
+    assert "36864 MACs" in thin.findings[0].reason
+    assert "(42769)" in thin.findings[0].reason  # 10,000 + 32,768 + 1 byte of the gate's truth value
+    assert [gate.macs for gate in thick.gates] == [589_824]  # for the same bytes
 
 
 def test_a_constant_gate_is_computed_as_it_is():
@@ -658,14 +692,103 @@ def test_ties_go_to_the_lowest_index_in_every_runtime(tmp_path):
                 assert [result.executed[f"experts.{index}"] for index in range(4)] == [len(rows), len(rows), 0, 0]
 
 
-def test_a_part_that_mixes_rows_is_refused_even_if_it_was_never_open(tmp_path):
+def among_themselves(net, y):
+    """Attention between the samples of a batch."""
+    return torch.softmax(y @ y.T, 1) @ net.f(y)
+
+
+MIXING = {
+    "statistics": lambda net, y: net.f((y - y.mean(0)) / (y.var(0, unbiased=False) + 1e-5).sqrt()),
+    "all pairs": among_themselves,
+    "batch norm": lambda net, y: net.f(F.batch_norm(y, None, None, training=True)),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", list(MIXING))
+def test_what_mixes_rows_inside_a_gate_is_run_for_all_if_one_needs_it(kind, threads, tmp_path):
+    def forward(net, x):
+        y = x + net.hard(x)[:, None] * MIXING[kind](net, x)
+        return net.early(y), net.head(y + net.h(y))
+
+    net = Net(forward).eval()
+    export_bundle(net, torch.randn(4, 8), tmp_path / "net.edgekit", smallest_gate=1)
+    with edgekit.load(tmp_path / "net.edgekit", threads=threads) as session:
+        (note,) = [note for note in session.bundle.manifest.notes if "mixes the samples" in note]
+        assert "test_gates.py" in note
+        (gate,) = session.plan.gates
+        assert gate.whole
+        stages = [step.stage for step in gate.steps]
+        for seed in range(4):
+            x = torch.randn(9, 8, generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                is_open, expected = net.hard(x) != 0, net(x)
+            assert 0 < int(is_open.sum()) < 9
+            for index, each in enumerate(expected):
+                result = session.run(x.numpy(), exit=index)
+                torch.testing.assert_close(torch.from_numpy(result.logits), each, rtol=0, atol=1e-4)
+                assert [result.executed[stage] for stage in stages] == [9] * len(stages)
+        closed = x[~is_open].numpy()
+        assert [session.run(closed).executed[stage] for stage in stages] == [0] * len(stages)
+
+
+def test_what_mixes_rows_is_found_even_if_it_was_never_open():
     def forward(net, x):
         mask = (net.ask(x)[:, :1] > 1000).float()
         return net.head(x + mask * net.f(x - x.mean(0, keepdim=True)))
 
-    with pytest.raises(CaptureError, match="answers otherwise when other samples are in the batch"):
+    made = stage_model(Net(forward).eval(), torch.randn(4, 8), smallest_gate=1)
+    assert [gate.whole for gate in made.plan.gates] == [True]
+
+
+def test_a_gate_inside_one_that_mixes_rows():
+    def forward(net, x):
+        inner = x + net.hard(-x)[:, None] * net.g(x)
+        return net.head(x + net.hard(x)[:, None] * net.f(inner - inner.mean(0)))
+
+    net = Net(forward).eval()
+    made = stage_model(net, torch.randn(4, 8), smallest_gate=1)
+    assert {gate.name: gate.whole for gate in made.plan.gates} == {"g": True, "g_2": False}
+    runtime = EagerRuntime({cut.name: stage_module(cut) for cut in made.cuts})
+    x = torch.randn(9, 8)
+    with Session(made.plan, runtime, {}) as session, torch.no_grad():
+        result = session.run(x.numpy())
+        torch.testing.assert_close(torch.from_numpy(result.logits), net(x), rtol=0, atol=1e-5)
+        asked = int((net.hard(-x) != 0).sum())
+    inner = made.plan.gates[1]
+    assert 0 < asked < 9
+    assert [result.executed[run.stage] for run in inner.steps] == [asked] * len(inner.steps)
+    assert 9 in result.executed.values()
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda net, x: net.head(net.f(x - x.mean(0)) + net.hard(x)[:, None] * net.g(x)),
+            r"exit '.+' answers otherwise when other samples are in the batch: mean 'mean' \(line \d+ of test_gates.py",
+        ),
+        (
+            lambda net, x: (net.early(x), net.head(x + net.hard(x)[:, None] * net.f(x - x.mean(0)))),
+            r"gate 'f' guards mixes the samples of a batch \(mean .*samples may have left at exit '.+' before it",
+        ),
+    ],
+    ids=["outside every gate", "behind an exit"],
+)
+def test_rows_that_are_mixed_elsewhere_are_refused(forward, message, tmp_path):
+    with pytest.raises(CaptureError, match=message):
         export_bundle(Net(forward).eval(), torch.randn(4, 8), tmp_path / "net.edgekit", smallest_gate=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_are_sorted_and_put_back_are_no_mixture():
+    def forward(net, x):
+        order = x[:, 0].argsort()
+        y = net.f(x[order])[order.argsort()]
+        return net.head(x + net.hard(x)[:, None] * y)
+
+    made = staged(Net(forward))
+    assert not any(gate.whole for gate in made.plan.gates)
 
 
 def test_an_infinity_that_a_closed_gate_would_multiply_by_zero_is_refused(tmp_path):

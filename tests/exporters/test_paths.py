@@ -415,6 +415,47 @@ def test_cond_and_while_loop():
     ]
 
 
+STOPS = {
+    "and": lambda i, h: (i < 5) & (h.sum() < 1.5),
+    "logical and, constant last": lambda i, h: torch.logical_and((h < 1.5).all(), i < 5),
+    "not or": lambda i, h: ~((i >= 5) | (h.sum() >= 1.5)),
+    "method": lambda i, h: (h.sum() < 1.5).logical_and(i < 5),
+}
+
+
+@pytest.mark.parametrize("written", ["while_loop", "python"])
+@pytest.mark.parametrize("kind", list(STOPS))
+def test_a_loop_until_a_sample_has_enough_or_its_steps_are_over(kind, written):
+    """Its condition depends on the sample up to the last step, and there no more."""
+
+    def step(net, i, h, y):
+        return i + 1, h + torch.sigmoid(net.ask(y)[:, :1]), torch.tanh(net.f(y))
+
+    def forward(net, x):
+        carried = (torch.tensor(0), torch.zeros(len(x), 1), x)
+        if written == "while_loop":
+            *_, y = torch.while_loop(lambda i, h, y: STOPS[kind](i, h), lambda *given: step(net, *given), carried)
+        else:
+            while STOPS[kind](*carried[:2]):
+                carried = step(net, *carried)
+            y = carried[-1]
+        return net.head(y)
+
+    made = staged(Net(forward))
+    assert made.captured.route == route(4)  # enough is never reached before the first step
+    assert len(set(made.executed.values())) > 1  # samples stop at different steps
+
+
+def test_a_loop_that_only_the_sample_can_end_is_refused():
+    def forward(net, x):
+        while x.abs().sum() > 1:
+            x = net.f(x) * 0.1
+        return net.head(x)
+
+    with pytest.raises(CaptureError, match=r"line \d+ of test_paths.py: while x.abs.* is taken more than 256 times"):
+        stage_model(Net(forward).eval(), torch.randn(2, 8))
+
+
 def test_an_assertion_is_noted():
     def forward(net, x):
         assert torch.isfinite(x).all()
