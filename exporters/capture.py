@@ -13,7 +13,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from edgekit.errors import CaptureError
 from edgekit.exporters.graph import (
     drop_same_size,
+    drop_some_rows,
     fills_by_mask,
     keep_batch,
     merge_views,
@@ -180,6 +182,20 @@ def _data_detached() -> Iterator[None]:
         del Tensor.data  # what it had from its base class is there again
 
 
+class _ChosenRows(TorchFunctionMode):
+    """Rows that are chosen by value are traced as some: layers ask whether there are none, which no trace can tell.
+
+    That there are some must not become part of the graph: :func:`~edgekit.exporters.graph.drop_some_rows`.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        rows: Any = result.shape[0] if isinstance(result, Tensor) and result.ndim else None
+        if isinstance(rows, torch.SymInt):
+            torch._check(rows != 0)
+        return result
+
+
 def _export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, strict: bool, dynamic: bool
 ) -> ExportedProgram:
@@ -191,11 +207,15 @@ def _export(
             return {0: dimension} if isinstance(leaf, Tensor) and leaf.ndim else None
 
         shapes = _dynamic_shapes(model, pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs))
+    chosen = nullcontext() if strict else _ChosenRows()
     with torch.no_grad(), _unchanged(model), quiet(), _data_detached():
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
+        with chosen:
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
         refuse_control_flow(program)
         # An empty table decomposes nothing by choice; it makes the graph functional (no relu_, no batch-norm state).
-        return program.run_decompositions({})
+        program = program.run_decompositions({})
+    drop_some_rows(program)
+    return program
 
 
 def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "ancestors",
     "batch_dimension",
     "drop_same_size",
+    "drop_some_rows",
     "fills_by_mask",
     "keep_batch",
     "merge_views",
@@ -72,6 +74,18 @@ def keep_batch(program: ExportedProgram) -> None:
         node.target, node.args = (
             (aten.squeeze.dims, (node.args[0], gone)) if gone else (aten.alias.default, (node.args[0],))
         )
+
+
+def drop_some_rows(program: ExportedProgram) -> None:
+    """Drop assertions that there are rows: a sample list by value may be empty."""
+    for node in list(program.graph.nodes):
+        if getattr(node.target, "_opname", "") != "_assert_scalar":
+            continue
+        condition: Any = node.args[0]
+        if isinstance(condition, Node) and condition.target is torch.sym_not:
+            condition = condition.args[0]
+            if isinstance(condition, Node) and condition.target is operator.eq and condition.args[1] == 0:
+                program.graph.erase_node(node)
 
 
 def drop_same_size(program: ExportedProgram) -> None:

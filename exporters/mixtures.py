@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from edgekit.exporters.graph import ancestors
 from edgekit.exporters.hard import operator_name, stripped
+from edgekit.exporters.pairs import pairs_as_rows
 from edgekit.exporters.products import plain_numbers, plain_products
 from edgekit.exporters.rewrite import drop_unread, made_before, remember
 
@@ -36,6 +37,7 @@ def mixtures_as_sums(program: ExportedProgram) -> None:
     """Rewrite row dispatch, products and selections, in place; other graphs stay as they are."""
     graph = program.graph
     plain_numbers(program)
+    pairs_as_rows(program)
     _one_for_equal_masks(program)
     done = [_dispatch(program, rows, *listed) for rows, listed in _listed(program).items()]
     done += [_sorted_dispatch(program, node) for node in list(graph.nodes) if operator_name(node) == "index_add"]

@@ -267,6 +267,28 @@ def dispatch_in_place(net, x):
     return net.head(y)
 
 
+def dispatch_of_pairs(net, x):
+    """As in Mixtral: pairs of a place among the choices and a row."""
+    weights, chosen = torch.topk(net.router(x).softmax(1), 2, dim=-1)
+    weights = weights / weights.sum(-1, keepdim=True)
+    mask = F.one_hot(chosen, num_classes=4).permute(2, 1, 0)
+    y = torch.zeros(x.shape, dtype=x.dtype)
+    for index, expert in enumerate(net.experts):
+        places, rows = torch.where(mask[index])
+        result = expert(x[None, rows].reshape(-1, 8)) * weights[rows, places, None]
+        y.index_add_(0, rows, result.to(x.dtype))
+    return net.head(y)
+
+
+def dispatch_of_pairs_in_place(net, x):
+    weights, chosen = torch.topk(net.router(x).softmax(1), 2, dim=1)
+    y = torch.zeros_like(x)
+    for index, expert in enumerate(net.experts):
+        rows, places = torch.where(chosen == index)
+        y[rows] += weights[rows, places, None] * expert(x[rows])
+    return net.head(y)
+
+
 def sorted_dispatch(net, x, *, weighted=True):
     values, chosen = net.router(x).softmax(1).topk(2, dim=1)
     gates = torch.zeros(len(x), 4).scatter(1, chosen, values)
@@ -327,6 +349,8 @@ def summed_by_matrix_product(net, x):
 
 
 MIXTURES = {
+    dispatch_of_pairs: 2,
+    dispatch_of_pairs_in_place: 2,
     sorted_dispatch: 2,
     sorted_dispatch_without_weights: 2,
     masked_sum: 2,
@@ -353,6 +377,60 @@ def test_experts_run_on_the_rows_that_chose_them(forward):
     assert sorted(gate.name for gate in made.plan.gates) == [f"experts.{index}" for index in range(4)]
     assert [stage.macs for stage in experts] == [256] * 4
     assert sum(made.executed[stage.name] for stage in experts) == MIXTURES[forward] * ROWS
+
+
+@pytest.mark.parametrize("listed", ["rows", "pairs", "mask"])
+def test_experts_with_layers_that_ask_whether_there_is_any_row(listed):
+    """Convolutions and batch norm on dispatched rows."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.router, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 4), nn.Linear(4, 3)
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(4)
+            )
+
+        def forward(self, x):
+            x = self.stem(x.view(-1, 1, 4, 2))
+            weights, chosen = (self.router(x.mean((2, 3))) * 20).softmax(1).topk(2, dim=1)
+            y = torch.zeros_like(x)
+            for index, expert in enumerate(self.experts):
+                weight = (weights * (chosen == index)).sum(1)
+                if listed == "mask":
+                    mask = (chosen == index).any(1)
+                    y[mask] = y[mask] + expert(x[mask]) * weight[mask].view(-1, 1, 1, 1)
+                elif listed == "rows":
+                    rows = torch.nonzero((chosen == index).any(1)).flatten()
+                    y = y.index_add(0, rows, expert(x[rows]) * weight[rows].view(-1, 1, 1, 1))
+                else:
+                    rows, places = torch.where(chosen == index)
+                    y[rows] += weights[rows, places].view(-1, 1, 1, 1) * expert(x[rows])
+            return self.head(y.mean((2, 3)))
+
+    made = staged(Net(), smallest=1000)
+    assert made.captured.route == "torch.export non-strict"
+    # Where a sum of weights guards an expert besides the list of rows, one gate lies in the other.
+    assert {gate.name.removesuffix("_2") for gate in made.plan.gates} == {f"experts.{index}.0" for index in range(4)}
+    runs = [step.stage for gate in made.plan.gates for step in gate.steps if isinstance(step, Run)]
+    heavy = [name for name in runs if (made.plan.stage(name).macs or 0) >= 1000]
+    assert len(heavy) == 4
+    assert sum(made.executed[name] for name in heavy) == 2 * ROWS
+
+
+def test_pairs_that_may_hold_a_row_twice_are_not_taken_for_rows():
+    """Only distinct choices are: here a row may be listed twice, or no row at all, and is run as it is."""
+
+    def forward(net, x):
+        chosen = torch.stack([net.ask(x).argmax(1), net.ask2(x).argmax(1)], 1)
+        y = torch.zeros_like(x)
+        for index, expert in enumerate(net.experts[:3]):
+            rows, places = torch.where(chosen == index)
+            y = y.index_add(0, rows, expert(x[rows]) * (places + 1)[:, None])
+        return net.head(y)
+
+    assert not staged(Net(forward)).plan.gates
 
 
 def test_a_policy_that_scales_keeps_its_scale():
