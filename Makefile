@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## export, calibrate, profile and report a small network; look at build/demo
 	$(BIN)/edgekit zoo export msdnet-digits -o build/demo/digits.edgekit --overwrite
-	$(BIN)/edgekit calibrate build/demo/digits.edgekit --data edgekit.zoo.digits:calibration_set --max-drop 1% --minimize latency
+	$(BIN)/edgekit calibrate build/demo/digits.edgekit --data edgekit.zoo.digits:calibration_set --max-drop 3% --minimize latency --html build/demo/explorer.html
 	$(BIN)/edgekit profile build/demo/digits.edgekit --data edgekit.zoo.digits:test_set -o build/demo/profile.json
 	$(BIN)/edgekit report build/demo/profile.json -o build/demo/report.html
 

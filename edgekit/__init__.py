@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekit.errors import EdgekitError
+from edgekit.errors import CalibrationError, EdgekitError
 from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekit.bundle import Bundle
+    from edgekit.calibration import Loss
+    from edgekit.certificate import Proposal
     from edgekit.data import Dataset, Preprocess
     from edgekit.interfaces import Meter, Runtime
     from edgekit.plan import Plan
@@ -51,6 +53,7 @@ __all__ = [
     "export",
     "load",
     "profile",
+    "propose",
     "train_exits",
 ]
 
@@ -226,6 +229,7 @@ def load(
     *,
     runtime: str | Runtime = "onnxruntime",
     policy: Policy | str | None = None,
+    force: bool = False,
     threads: int = 1,
     **options: Any,
 ) -> Session:
@@ -236,6 +240,7 @@ def load(
         runtime: name of a runtime (``edgekit doctor`` lists them), or one that is ready.
         policy: one, or the name of a saved one; the bundle's ``default``, when it has one, if not given. Without any,
             every sample goes to the last exit.
+        force: take a policy that is certified for other artifacts, without its certificate.
         threads: that the runtime may use.
         **options: of the runtime.
 
@@ -244,13 +249,64 @@ def load(
 
     Raises:
         BundleError: the bundle is damaged, of a newer schema, or has no artifacts for this runtime.
-        PolicyError: no such policy, or one for another network.
+        PolicyError: no such policy, one for another network, or one certified for other artifacts.
         PluginError: no such runtime, or an option that it does not have.
         MissingExtraError: the runtime's library is not installed.
     """
     from edgekit.session import Session
 
-    return Session.open(bundle, runtime=runtime, policy=policy, threads=threads, **options)
+    return Session.open(bundle, runtime=runtime, policy=policy, threads=threads, force=force, **options)
+
+
+def propose(
+    session: Session,
+    data: Data,
+    *,
+    loss: str | Loss = "gap",
+    score: str = "max_prob",
+    max_drop: float = 0.01,
+    minimize: Literal["latency", "energy", "macs"] | None = None,
+    profile: Profile | None = None,
+    temperature: bool = True,
+    name: str = "default",
+    seed: int = 0,
+    save: bool = True,
+    progress: Progress = silent,
+) -> Proposal:
+    """Find policies worth testing, in the order in which to test them, for :func:`calibrate` on other samples.
+
+    A server has the data to find them, the device the ones to test them: the bundle carries the proposal, not the data.
+
+    Args:
+        session: open; its policy is put back.
+        data: as for :func:`calibrate`; none of these samples may be used to test.
+        loss: of leaving early, as for :func:`calibrate`.
+        score: ``"max_prob"``, ``"margin"``, ``"neg_entropy"``, ``"patience"``, ``"learned"``, or ``"best"`` of these.
+        max_drop: target at which scores are compared.
+        minimize: as for :func:`calibrate`.
+        profile: likewise.
+        temperature: fit one per exit first, where there are labels.
+        name: of the proposal.
+        seed: of what is drawn.
+        save: keep it in the bundle that the session was opened from.
+        progress: told what is being done.
+
+    Raises:
+        DataError: the data cannot be read, or its classes are not the network's.
+        CalibrationError: the data or the options do not allow a proposal.
+        InputError: the samples do not fit the network.
+        BundleError: the proposal cannot be written.
+    """
+    from edgekit import calibration
+
+    samples = _samples(session, data, progress)
+    proposal = calibration.propose(
+        session, samples, loss=loss, score=score, epsilon=max_drop, minimize=minimize, temperature=temperature,
+        profile=_measured(session, samples, minimize, profile, progress), name=name, seed=seed, progress=progress,
+    )  # fmt: skip
+    if save and session.bundle is not None:
+        session.bundle.save_proposal(proposal)
+    return proposal
 
 
 def calibrate(
@@ -258,30 +314,47 @@ def calibrate(
     data: Data,
     *,
     max_drop: float = 0.01,
-    score: str = "max_prob",
-    minimize: Literal["latency", "macs"] | None = None,
+    confidence: float | None = 0.95,
+    loss: str | Loss = "gap",
+    score: str | None = None,
+    conditional: bool = False,
+    proposal: Proposal | str | None = None,
+    budget: float | None = None,
+    anytime: bool = False,
+    minimize: Literal["latency", "energy", "macs"] | None = None,
     profile: Profile | None = None,
     temperature: bool = True,
     name: str = "default",
+    seed: int = 0,
     save: bool = True,
     progress: Progress = silent,
 ) -> Policy:
-    """Choose thresholds: least cost on ``data`` with the accuracy at most ``max_drop`` below the last exit's.
+    """Choose a policy of least cost that, with probability ``confidence``, loses at most ``max_drop``.
 
-    Empirical: nothing is promised about other data (``policy.provenance.guarantee`` is ``None``). The session keeps
-    the new policy.
+    The loss is against the network's own last exit, on inputs like ``data``, with the artifacts and the runtime of
+    this session; the certificate is kept with the policy. The session keeps the new policy.
 
     Args:
         session: open, on the runtime that the policy is for.
-        data: labelled samples that were not trained on: a :class:`Dataset`, what
-            :func:`edgekit.data.load_dataset` reads, or ``(inputs, labels)``.
-        max_drop: largest drop of accuracy, as a share: 0.01 is one answer in a hundred.
-        score: ``"max_prob"``, ``"margin"`` or ``"neg_entropy"``.
-        minimize: ``"latency"``, measured here for a few seconds unless a profile is given; ``"macs"``; or, when not
-            given, latency with a profile and MACs without.
+        data: samples that were not trained on: a :class:`Dataset`, what :func:`edgekit.data.load_dataset` reads, or
+            ``(inputs, labels)``. Labels may be missing for the loss ``"consistency"``.
+        max_drop: largest mean loss, as a share: 0.01 is one answer in a hundred.
+        confidence: that the promise holds, over the drawing of the samples. ``None`` promises nothing: thresholds are
+            those of least cost on ``data`` with the drop within ``max_drop`` there.
+        loss: ``"gap"``, the drop of accuracy; ``"consistency"``, other answers than the last exit's; ``"brier"``; or a
+            :class:`edgekit.calibration.Loss` of your own.
+        score: as for :func:`propose`; that of the proposal, or ``"max_prob"``, when not given.
+        conditional: promise it of those who leave early alone, at or before each exit.
+        proposal: of policies to test, or the name of a saved one. When not given: the bundle's ``default`` for this
+            loss, or else half of ``data`` proposes and the other half tests.
+        budget: mean cost not to be exceeded on ``data``, in seconds, joules or MACs, instead of ``max_drop``.
+        anytime: bound the loss of stopping at each exit instead; nobody leaves by itself.
+        minimize: ``"latency"``, measured here for a few seconds unless a profile is given; ``"energy"``, of a profile;
+            ``"macs"``; or, when not given, latency with a profile and MACs without.
         profile: measured with this network on this runtime.
-        temperature: fit one per exit first.
+        temperature: fit one per exit first, where there are labels.
         name: of the policy.
+        seed: of the split and of the order of testing; choose it before you see the data.
         save: keep the policy in the bundle that the session was opened from.
         progress: told what is being done.
 
@@ -298,19 +371,64 @@ def calibrate(
     from edgekit import calibration
 
     samples = _samples(session, data, progress)
-    if minimize == "latency" and profile is None:
-        from edgekit import profiles
-
-        # Only the mean latency of every forced exit is used: no energy windows.
-        look = profiles.Protocol(name="calibration", min_seconds=2.0, max_seconds=2.0, energy_window_s=0.0, idle_s=0.0)
-        profile = profiles.profile(session, samples, protocol=look, progress=progress)
-    policy = calibration.calibrate(
-        session, samples, max_drop=max_drop, score=score, minimize=minimize, profile=profile, temperature=temperature,
-        name=name, progress=progress,
-    )  # fmt: skip
+    if not anytime:
+        profile = _measured(session, samples, minimize, profile, progress)
+    if anytime or budget is not None:
+        if confidence is None and anytime:
+            raise CalibrationError("anytime bounds need a confidence")
+        policy = (
+            calibration.calibrate_anytime(
+                session, samples, delta=1 - (confidence or 0), loss=loss, name=name, seed=seed, progress=progress
+            )
+            if budget is None
+            else calibration.calibrate_budget(
+                session, samples, budget=budget, loss=loss, score=score or "max_prob", minimize=minimize,
+                profile=profile, temperature=temperature, name=name, seed=seed, progress=progress,
+            )
+        )  # fmt: skip
+    elif confidence is None:
+        policy = calibration.calibrate_empirically(
+            session, samples, max_drop=max_drop, score=score or "max_prob", minimize=minimize, profile=profile,
+            temperature=temperature, name=name, progress=progress,
+        )  # fmt: skip
+    else:
+        policy = calibration.calibrate_certified(
+            session, samples, epsilon=max_drop, delta=1 - confidence, loss=loss, conditional=conditional,
+            proposal=_proposal(session, proposal, loss, score), score=score or "max_prob", minimize=minimize,
+            profile=profile, temperature=temperature, name=name, seed=seed, progress=progress,
+        )  # fmt: skip
     if save and session.bundle is not None:
         session.bundle.save_policy(policy)
     return policy
+
+
+def _proposal(session: Session, given: Proposal | str | None, loss: str | Loss, score: str | None) -> Proposal | None:
+    """What is to be tested; ``None`` where the samples are split."""
+    bundle = session.bundle
+    if isinstance(given, str):
+        if bundle is None:
+            raise CalibrationError(f"proposal '{given}': the session was not opened from a bundle; give the proposal")
+        given = bundle.proposal(given)
+    elif given is None and bundle is not None and "default" in bundle.manifest.proposals:
+        saved = bundle.proposal()
+        given = saved if saved.loss == (loss if isinstance(loss, str) else loss.name) else None
+        given = given if score in (None, saved.score) else None
+    if given is not None and score not in (None, given.score):
+        raise CalibrationError(f"proposal '{given.name}' is of score '{given.score}', not '{score}': propose again")
+    return given
+
+
+def _measured(
+    session: Session, samples: Dataset, minimize: str | None, profile: Profile | None, progress: Progress
+) -> Profile | None:
+    """The profile, or for latency without one a quick look."""
+    if minimize != "latency" or profile is not None:
+        return profile
+    from edgekit import profiles
+
+    # Only the mean latency of every forced exit is used: no energy windows.
+    look = profiles.Protocol(name="calibration", min_seconds=2.0, max_seconds=2.0, energy_window_s=0.0, idle_s=0.0)
+    return profiles.profile(session, samples, protocol=look, progress=progress)
 
 
 def profile(

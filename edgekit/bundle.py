@@ -6,6 +6,7 @@
     stages/<target>/<stage>.*     one artifact per stage and target
     golden/golden.npz             inputs, and the eager model's logits of every exit
     policies/<name>-<digest>.json thresholds with their provenance
+    proposals/<name>-<digest>.json policies proposed for testing
 
 Written aside and renamed into place. Every read checks path, size and digest. Nothing is ever unpickled.
 
@@ -28,14 +29,15 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.certificate import Proposal, to_mapping
 from edgekit.data import Preprocess
-from edgekit.errors import BundleError, DataError, PolicyError
+from edgekit.errors import BundleError, CalibrationError, DataError, PolicyError
 from edgekit.plan import Plan
 from edgekit.policy import Policy
 
@@ -65,6 +67,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         plan: stages and steps.
         artifacts: path of each stage's artifact, by target and stage.
         policies: path of each policy, by name.
+        proposals: path of each proposal of policies to test, by name.
         files: every other file, by path relative to the bundle.
         preprocess: how images become inputs, when known.
         classes: class names in label order, when known.
@@ -80,6 +83,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan
     artifacts: dict[str, dict[str, str]]
     policies: dict[str, str] = {}
+    proposals: dict[str, str] = {}
     files: dict[str, FileEntry] = {}
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] = ()
@@ -213,22 +217,52 @@ class Bundle:
             BundleError: it cannot be written.
         """
         policy.require_fits(self.plan)
-        content = msgspec.json.format(msgspec.json.encode(policy.to_mapping()), indent=2)
-        digest = hashlib.sha256(content).hexdigest()
-        name = f"policies/{policy.name}-{digest[:12]}.json"
-        before = _read_manifest(self._folder, self.path)
-        files = {path: entry for path, entry in before.files.items() if path != before.policies.get(policy.name)}
-        files[name] = FileEntry(digest, len(content))
-        manifest = msgspec.structs.replace(before, policies={**before.policies, policy.name: name}, files=files)
+        self._save("policies", policy.name, policy.to_mapping())
+
+    def proposal(self, name: str = "default") -> Proposal:
+        """A saved proposal of policies to test.
+
+        Raises:
+            CalibrationError: there is none of that name, it is damaged, or it was made for another network.
+        """
+        file = self.manifest.proposals.get(name)
+        if file is None:
+            known = ", ".join(self.manifest.proposals) or "none"
+            raise CalibrationError(f"{self.path}: has no proposal '{name}' (saved: {known}); run edgekit propose")
         try:
-            self._replace_manifest(manifest, before=before, policy=(name, content))
+            proposed = Proposal.from_mapping(msgspec.json.decode(self._verify(file).read_bytes()))
+        except (msgspec.DecodeError, CalibrationError) as error:
+            raise CalibrationError(f"{self.path}: proposal '{name}' is damaged ({error}); propose again") from error
+        if proposed.plan != self.plan.fingerprint:
+            raise CalibrationError(f"{self.path}: proposal '{name}' is for another network: propose on this bundle")
+        return proposed
+
+    def save_proposal(self, proposed: Proposal) -> None:
+        """Add a proposal, or replace the one of the same name, as :meth:`save_policy` does.
+
+        Raises:
+            BundleError: it cannot be written.
+        """
+        self._save("proposals", proposed.name, to_mapping(proposed))
+
+    def _save(self, kind: Literal["policies", "proposals"], name: str, mapping: Any) -> None:
+        content = msgspec.json.format(msgspec.json.encode(mapping), indent=2)
+        digest = hashlib.sha256(content).hexdigest()
+        file = f"{kind}/{name}-{digest[:12]}.json"
+        before = _read_manifest(self._folder, self.path)
+        saved: dict[str, str] = getattr(before, kind)
+        files = {path: entry for path, entry in before.files.items() if path != saved.get(name)}
+        files[file] = FileEntry(digest, len(content))
+        manifest = msgspec.structs.replace(before, files=files, **{kind: {**saved, name: file}})
+        try:
+            self._replace_manifest(manifest, before=before, added=(file, content))
         except OSError as error:
             reason = error.strerror or error
-            raise BundleError(f"{self.path}: policy '{policy.name}' cannot be written ({reason})") from error
+            raise BundleError(f"{self.path}: {kind} '{name}' cannot be written ({reason})") from error
 
-    def _replace_manifest(self, manifest: Manifest, *, before: Manifest, policy: tuple[str, bytes]) -> None:
-        """Write a policy, then the manifest that lists it: the moment from which it counts. Then tidy up."""
-        name, content = policy
+    def _replace_manifest(self, manifest: Manifest, *, before: Manifest, added: tuple[str, bytes]) -> None:
+        """Write a file, then the manifest that lists it: the moment from which it counts. Then tidy up."""
+        name, content = added
         try:
             _write_aside(self._folder / name, content)
             _write_aside(self._folder / MANIFEST, _encode(manifest))
@@ -240,7 +274,7 @@ class Bundle:
             raise
         finally:
             self.manifest = _read_manifest(self._folder, self.path)
-            for path in (self._folder / "policies").glob("*.json"):
+            for path in (*self._folder.glob("policies/*.json"), *self._folder.glob("proposals/*.json")):
                 if path.relative_to(self._folder).as_posix() not in self.manifest.files:
                     path.unlink()
 
@@ -350,10 +384,11 @@ def _read_manifest(folder: Path, shown: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"{shown}: has no readable {MANIFEST} ({error.strerror}); is it a bundle?") from error
     manifest = _decode_manifest(raw, shown)
-    for name in (*manifest.files, *manifest.policies.values(), *_artifact_paths(manifest)):
+    listed = (*manifest.policies.values(), *manifest.proposals.values())
+    for name in (*manifest.files, *listed, *_artifact_paths(manifest)):
         if not _inside(name, folder):
             raise BundleError(f"{shown}: {MANIFEST} names '{name}', which is outside the bundle; do not use it")
-    for name in (*manifest.policies.values(), *_artifact_paths(manifest)):
+    for name in (*listed, *_artifact_paths(manifest)):
         if name not in manifest.files:
             raise BundleError(f"{shown}: {MANIFEST} names '{name}' but lists no digest for it; export again")
     for target, stages in manifest.artifacts.items():

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgekit.errors import EdgekitError
 from edgekit.interfaces import Buffer
 from edgekit.route import Block, Edge, Fork, Leave
+from edgekit.scoring import RowScores
 from edgekit.slots import Places, Slots
 
 __all__ = ["Answers", "ManyRows"]
@@ -25,13 +26,15 @@ class Answers:
         exit: ``(batch,) int64``.
         score: ``(batch,) float32``.
         executed: rows that each stage ran on.
+        scores: of these rows, where no stage computes them.
     """
 
-    def __init__(self, rows: int, classes: int, stages: Iterable[str]) -> None:
+    def __init__(self, rows: int, classes: int, stages: Iterable[str], scores: RowScores | None) -> None:
         self.logits = np.empty((rows, classes), dtype=np.float32)
         self.exit = np.empty(rows, dtype=np.int64)
         self.score = np.empty(rows, dtype=np.float32)
         self.executed = dict.fromkeys(stages, 0)
+        self.scores = scores
 
 
 class ManyRows:
@@ -95,7 +98,13 @@ class ManyRows:
         assert isinstance(decision, Leave)
         logits = places[decision.logits].read(count)
         # Kernels may drop a NaN on the way to the score, so the logits are looked at.
-        score = np.where(np.isfinite(logits).all(axis=1), places[decision.score].read(count), _NAN)
+        given: NDArray[np.float32] | np.float32 = _NAN
+        if decision.score is not None:
+            given = places[decision.score].read(count)
+        elif decision.complete:
+            assert answers.scores is not None
+            given = answers.scores.at(decision.exit, logits, remaining)
+        score = np.where(np.isfinite(logits).all(axis=1), given, _NAN)
         done = np.ones(count, dtype=np.bool_) if block.next is None else score >= decision.threshold
         leaving = remaining[done]
         answers.logits[leaving] = logits[done]

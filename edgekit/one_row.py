@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
 from edgekit.interfaces import Buffer
-from edgekit.route import Block, Edge, Fork
+from edgekit.route import Block, Edge, Fork, Leave
+from edgekit.scoring import RowScores
 from edgekit.slots import Places, Slots
 
 __all__ = ["Node", "OneRow"]
 
 NODES_PER_STAGE = 8
 """Nodes bound beforehand for each stage; others are bound when a sample first gets there."""
+
+_ONLY = np.zeros(1, dtype=np.intp)
+"""The number of the only row."""
 
 
 class Node:
@@ -33,10 +37,10 @@ class Node:
 
     Attributes:
         run: the stages up to the decision.
-        value: reads the score, or the gate's value.
+        value: reads or computes the score, or reads the gate's value.
         threshold: from which the row leaves; NaN lets none leave.
         logits: reads the logits ``(1, classes)``.
-        scores: reads the score ``(1,)``.
+        scores: reads the score ``(1,)``, once ``value`` was called.
         exit: its index ``(1,)``; ``None`` at a gate.
         calls: how often each stage is run.
         next: of a row that does not leave; when open, at a gate; ``None`` also where it is not bound yet.
@@ -46,7 +50,9 @@ class Node:
     __slots__ = ("block", "calls", "closed", "exit", "last", "logits", "next", "places", "run", "scores", "threshold",
                  "value")  # fmt: skip
 
-    def __init__(self, block: Block, places: Places, run: Callable[[], None], calls: Sequence[str]) -> None:
+    def __init__(
+        self, block: Block, places: Places, run: Callable[[], None], calls: Sequence[str], scores: RowScores | None
+    ) -> None:
         self.block = block
         self.places = places
         self.run = run
@@ -59,19 +65,28 @@ class Node:
             self.value = _reader(places[decision.gate.value])
             self.exit: NDArray[np.int64] | None = None
         else:
-            self.value = _reader(places[decision.score])
             self.threshold = float(decision.threshold)
             self.logits: Callable[[int], NDArray[Any]] = places[decision.logits].read
-            self.scores: Callable[[int], NDArray[Any]] = places[decision.score].read
+            self.scores: Callable[[int], NDArray[Any]]
+            if decision.score is None:
+                self.value, self.scores = _scorer(decision, self.logits, scores)
+            else:
+                self.value, self.scores = _reader(places[decision.score]), places[decision.score].read
             self.exit = np.array([decision.exit], dtype=np.int64)
             self.last = block.next is None
 
 
 class OneRow:
-    """Binds nodes and walks them."""
+    """Binds nodes and walks them.
 
-    def __init__(self, slots: Slots) -> None:
+    Args:
+        slots: stages and memory.
+        scores: of one row, where no stage computes them.
+    """
+
+    def __init__(self, slots: Slots, scores: RowScores | None) -> None:
         self._slots = slots
+        self._scores = scores
         self._nodes: dict[tuple[object, ...], Node] = {}
 
     def start(self, block: Block) -> Node:
@@ -148,7 +163,7 @@ class OneRow:
                 if passed is None:
                     break
                 places, block = self._slots.follow(passed, places), passed.block
-            self._nodes[key] = Node(block, places, _in_turn(runs), calls)
+            self._nodes[key] = Node(block, places, _in_turn(runs), calls, self._scores)
         return self._nodes[key]
 
 
@@ -172,6 +187,20 @@ def _reader(buffer: Buffer) -> Callable[[], float]:
     view = buffer.read(1)
     read: Callable[[], float] = view.item if buffer.shared else lambda: buffer.read(1).item()
     return read
+
+
+def _scorer(
+    decision: Leave, logits: Callable[[int], NDArray[Any]], scores: RowScores | None
+) -> tuple[Callable[[], float], Callable[[int], NDArray[Any]]]:
+    """What computes the one score of one row, and what reads it then; NaN where the row has not met every exit."""
+    assert scores is not None
+    found = np.full(1, np.nan, dtype=np.float32)
+
+    def value() -> float:
+        found[:] = scores.at(decision.exit, logits(1), _ONLY)
+        return found.item()
+
+    return value if decision.complete else found.item, lambda rows: found[:rows]
 
 
 def _in_turn(runs: Sequence[Callable[[], None]]) -> Callable[[], None]:

@@ -14,7 +14,7 @@ import msgspec
 from edgekit.errors import BundleError
 from edgekit.tensors import BATCH, TensorSpec
 
-__all__ = ["SCORES", "ZERO", "Exit", "Gate", "Plan", "Run", "Stage", "Step", "walk"]
+__all__ = ["SCORES", "ZERO", "Constant", "Exit", "Gate", "Plan", "Run", "Stage", "Step", "walk"]
 
 SCORES = ("max_prob", "margin", "neg_entropy")
 """Confidence scores that a stage can compute; each grows with confidence.
@@ -118,6 +118,24 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, tag_field="do", tag="gate"
     whole: bool = False
 
 
+class Constant(msgspec.Struct, frozen=True, kw_only=True):
+    """A number that gates compare a score with. It is an input of their stages, so a policy may say another.
+
+    Attributes:
+        name: unique, that of the first of its gates.
+        tensor: input tensor ``() float32``.
+        comparison: ``score <comparison> constant``: one of ``>``, ``>=``, ``<``, ``<=``.
+        value: as the network was trained.
+        gates: names of the gates that it opens and closes.
+    """
+
+    name: str
+    tensor: str
+    comparison: str
+    value: float
+    gates: tuple[str, ...]
+
+
 Step = Run | Exit | Gate
 
 
@@ -138,12 +156,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         tensors: every tensor that crosses a stage boundary, temperatures and scores included, by name.
         stages: by name, in the order of their first run.
         steps: what is done, in order; ends with an :class:`Exit`.
+        constants: that gates compare scores with.
     """
 
     inputs: tuple[TensorSpec, ...]
     tensors: dict[str, TensorSpec]
     stages: tuple[Stage, ...]
     steps: tuple[Step, ...]
+    constants: tuple[Constant, ...] = ()
 
     def __post_init__(self) -> None:
         problem = next(_problems(self), None)
@@ -206,6 +226,7 @@ def _problems(plan: Plan) -> Iterator[str]:
         ("exit", [step.name for step in plan.exits]),
         ("gate", [step.name for step in plan.gates]),
         ("input", [spec.name for spec in plan.inputs]),
+        ("constant", [each.name for each in plan.constants]),
     ):
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
@@ -215,10 +236,14 @@ def _problems(plan: Plan) -> Iterator[str]:
             yield f"tensor '{name}' is listed with the specification of '{spec.name}'"
     stages = {stage.name: stage for stage in plan.stages}
     ready = {spec.name for spec in plan.inputs} | {step.temperature for step in plan.exits}
+    ready |= {each.tensor for each in plan.constants}
     unknown = sorted(ready - set(plan.tensors))
     if unknown:
         yield f"tensor '{unknown[0]}' has no specification"
         return
+    lost = [name for each in plan.constants for name in each.gates if name not in {gate.name for gate in plan.gates}]
+    if lost:
+        yield f"a constant is of gate '{lost[0]}', which does not exist"
     for spec in plan.inputs:
         if plan.tensors[spec.name] != spec:
             yield f"input '{spec.name}' has two specifications"

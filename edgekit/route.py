@@ -37,14 +37,16 @@ class Leave:
     Attributes:
         exit: its index.
         logits: name of its logits.
-        score: name of its score.
+        score: name of its score; ``None`` where no stage computes it.
         threshold: NaN lets no row leave, and costs what any other threshold does.
+        complete: no exit before it is passed by undecided: rows have met all of them.
     """
 
     exit: int
     logits: str
-    score: str
+    score: str | None
     threshold: np.float32
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def route(
 
     Args:
         plan: stages and steps.
-        score: that decides; ``None`` computes no score, and lets nobody leave.
+        score: that decides; ``None`` asks the stages for none.
         deciding: thresholds by exit index, ascending; other exits are passed by.
         forced: outcome of gates by name, whatever their value.
     """
@@ -164,9 +166,11 @@ class _Router:
 
     def _leave(self, step: Exit, follows: Block) -> Block:
         index, threshold = self.deciding[step.name]
-        score = step.logits if self.score is None else step.scores[self.score]
-        decision = Leave(index, step.logits, score, np.float32(threshold))
-        is_last = index == max(other for other, _ in self.deciding.values())
+        score = None if self.score is None else step.scores[self.score]
+        others = [other for other, _ in self.deciding.values()]
+        complete = set(range(index)).issubset(others)
+        decision = Leave(index, step.logits, score, np.float32(threshold), complete)
+        is_last = index == max(others)
         return _block(decision, None if is_last else Edge(follows), follows.needed | self._read_at(step))
 
     def _read_at(self, step: Exit) -> set[str]:

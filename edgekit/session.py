@@ -28,6 +28,7 @@ from edgekit.one_row import Node, OneRow
 from edgekit.plan import Plan
 from edgekit.policy import Policy
 from edgekit.route import Block, route
+from edgekit.scoring import HOST_SCORES
 from edgekit.slots import Slots
 from edgekit.tensors import BATCH, TensorSpec, check_inputs
 
@@ -44,7 +45,9 @@ class Result(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         logits: ``(batch, classes) float32``, of the exit that each row took.
         exit: ``(batch,) int64``, index of that exit.
-        score: ``(batch,) float32``, the policy's score at that exit, the last one included.
+        score: ``(batch,) float32``, the policy's score at that exit, the last one included. NaN where the logits are
+            not finite; patience also at the last exit when one before it was not run; a learned score also where
+            logits of an earlier exit are not finite, and at the last exit, which nothing is learned for.
         executed: rows that each stage ran on; 0 when it did not run.
     """
 
@@ -108,6 +111,7 @@ class Session:
         runtime: str | Runtime = "onnxruntime",
         policy: Policy | str | None = None,
         threads: int = 1,
+        force: bool = False,
         **options: Any,
     ) -> Session:
         """Open a bundle.
@@ -117,11 +121,12 @@ class Session:
             runtime: its registered name, or one that is ready; a ready one is not closed with the session.
             policy: one, or the name of a saved one; ``None`` takes the bundle's ``default``, or else never exits early.
             threads: for a runtime given by name.
+            force: take a policy that is certified for other artifacts, without its certificate.
             **options: further options for a runtime given by name.
 
         Raises:
             BundleError: the bundle is damaged or has no artifacts for this runtime.
-            PolicyError: no such policy, or for another network.
+            PolicyError: no such policy, for another network, or certified for other artifacts.
             PluginError: no such runtime or option.
             MissingExtraError: the runtime's library is not installed.
         """
@@ -139,6 +144,8 @@ class Session:
                 policy = "default"
             if isinstance(policy, str):
                 policy = bundle.policy(policy)
+            if policy is not None and force:
+                policy = policy.without_promise(bundle.artifact_digests(made.target))
             names = [stage.name for stage in bundle.plan.stages] if made.target else []
             artifacts = {name: bundle.artifact(made.target, name) for name in names}
             session = cls(bundle.plan, made, artifacts, policy=policy, bundle=bundle)
@@ -193,9 +200,11 @@ class Session:
         """Decide by another policy from now on.
 
         Raises:
-            PolicyError: it is for another network.
+            PolicyError: it is for another network, or certified for other artifacts.
         """
         policy.require_fits(self._plan)
+        if self._bundle is not None:
+            policy.require_tested(self._bundle.artifact_digests(self._runtime.target))
         self._require_open()
         self._policy = policy
         self._slots.use(policy)
@@ -231,7 +240,7 @@ class Session:
         if rows == 1 or self._one_by_one:
             return _joined([self._write_row(arrays, row, asked) for row in range(rows)])
         self._write(arrays, rows)
-        answers = Answers(rows, self._plan.classes, self._slots.runners)
+        answers = Answers(rows, self._plan.classes, self._slots.runners, self._policy.row_scores(rows))
         self._many.run(self._route(asked), answers)
         return Result(answers.logits, answers.exit, answers.score, answers.executed)
 
@@ -277,7 +286,7 @@ class Session:
 
     def _void(self) -> None:
         """Forget what is bound to places that are no more, or to routes that were."""
-        self._one = OneRow(self._slots)
+        self._one = OneRow(self._slots, self._policy.row_scores(1))
         self._starts: dict[Asked, Node] = {}
 
     def _write(self, arrays: Arrays, rows: int) -> None:
@@ -307,21 +316,25 @@ class Session:
     def _route(self, asked: Asked) -> Block:
         """Decisions of a run that is forced to an exit, or of the policy's.
 
-        The policy's leaves out exits that are never taken, so that their heads need not run; a forced one decides at
-        every exit on the way and lets nobody leave.
+        The policy's leaves out exits that are never taken, so that their heads need not run, unless a later score
+        needs their logits; a forced one decides at every exit on the way and lets nobody leave.
         """
         if asked not in self._routes:
             exit, gates = asked  # noqa: A001
             last = len(self._plan.exits) - 1
-            thresholds = dict(enumerate(self._policy.thresholds))
+            on_host = self._policy.score in HOST_SCORES
             if exit is None:
-                deciding = {index: value for index, value in thresholds.items() if value != math.inf}
+                thresholds = self._policy.thresholds
+                taken = [index for index, value in enumerate(thresholds) if value != math.inf]
+                met = range(taken[-1] + 1) if on_host and taken else taken
+                deciding = {index: thresholds[index] for index in met}
                 if self._policy.comparator == ">":  # the next number up turns it into ">="
                     deciding = {index: np.nextafter(np.float32(v), np.float32(np.inf)) for index, v in deciding.items()}
                 deciding[last] = math.nan
             else:
                 deciding = dict.fromkeys(range(exit + 1), math.nan)
-            self._routes[asked] = route(self._plan, self._policy.score, deciding, dict(gates))
+            score = None if on_host else self._policy.score
+            self._routes[asked] = route(self._plan, score, deciding, dict(gates))
         return self._routes[asked]
 
 

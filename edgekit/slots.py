@@ -56,7 +56,8 @@ class Slots:
             self._stack.close()
             raise
         self.open_s = (time.perf_counter_ns() - begin) / 1e9
-        self._temperatures = {step.temperature: self._allocate(plan.tensors[step.temperature]) for step in plan.exits}
+        names = [*(step.temperature for step in plan.exits), *(each.tensor for each in plan.constants)]
+        self._numbers = {name: self._allocate(plan.tensors[name]) for name in names}
         self._forget()
 
     def close(self) -> None:
@@ -69,7 +70,7 @@ class Slots:
         self._pool: defaultdict[tuple[str, tuple[int | str, ...]], list[Buffer]] = defaultdict(list)
         self._zeros: dict[tuple[str, tuple[int | str, ...]], Buffer] = {}
         self._bindings: OrderedDict[tuple[object, ...], Callable[[], None]] = OrderedDict()
-        self.given: Places = dict(self._temperatures)
+        self.given: Places = dict(self._numbers)
         if self.runners:
             for spec in self.plan.inputs:
                 self.given[spec.name] = self.take(spec, self.given.values())
@@ -83,9 +84,11 @@ class Slots:
         return True
 
     def use(self, policy: Policy) -> None:
-        """Write the policy's temperatures, where every stage reads them."""
-        for step, temperature in zip(self.plan.exits, policy.temperatures, strict=True):
-            self._temperatures[step.temperature].write(np.array(temperature, dtype=np.float32))
+        """Write the policy's temperatures and constants, where every stage reads them."""
+        numbers = {step.temperature: t for step, t in zip(self.plan.exits, policy.temperatures, strict=True)}
+        numbers |= {each.tensor: policy.constants.get(each.name, each.value) for each in self.plan.constants}
+        for name, number in numbers.items():
+            self._numbers[name].write(np.array(number, dtype=np.float32))
 
     def take(self, spec: TensorSpec, held: Iterable[Buffer]) -> Buffer:
         """A buffer for a tensor, none of those that are held."""

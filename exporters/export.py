@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from edgekit.bundle import Bundle, BundleWriter, Manifest, write_bundle
 from edgekit.data import Preprocess
 from edgekit.errors import CaptureError, EdgekitError, LoweringError
 from edgekit.exporters.capture import Captured, capture
+from edgekit.exporters.constants import Compared, constants_as_inputs
 from edgekit.exporters.decisions import ExitPoint, find_exits
 from edgekit.exporters.gates import SMALLEST_GATE, GatePoint, Gates, find_gates, gate_values
 from edgekit.exporters.macs import count_macs
@@ -28,6 +30,7 @@ from edgekit.exporters.parity import (
     eager_exits,
     forced_exits,
     golden_inputs,
+    quantile_constants,
     require_rows_apart,
     settle_ties,
 )
@@ -42,6 +45,10 @@ from edgekit.tensors import BATCH
 __all__ = ["Staged", "export_bundle", "stage_model"]
 
 
+TOGETHER = 8
+"""Gates that are closed in turn in one run of the whole graph, on samples of their own."""
+
+
 class Staged:
     """A model cut into stages, before it is written for any target.
 
@@ -52,6 +59,7 @@ class Staged:
         gates: found between the exits.
         parts: stages and gates.
         mixing: names of the gates in which samples of a batch need one another.
+        constants: that gates compare scores with.
         plan: the program that runs them.
         cuts: of the plan's stages.
         notes: what was left out or reordered.
@@ -65,6 +73,7 @@ class Staged:
         gates: Gates,
         parts: tuple[Part, ...],
         mixing: Collection[str],
+        constants: tuple[Compared, ...],
         notes: tuple[str, ...],
     ) -> None:
         self.model = model
@@ -73,7 +82,8 @@ class Staged:
         self.gates = gates
         self.parts = parts
         self.mixing = mixing
-        self.plan, self.cuts = make_plan(captured, parts, mixing)
+        self.constants = constants
+        self.plan, self.cuts = make_plan(captured, parts, mixing, constants)
         self.notes = notes
 
     def forced(self, inputs: Sequence[Tensor]) -> list[tuple[dict[str, bool], Sequence[Tensor]]]:
@@ -84,24 +94,49 @@ class Staged:
         gates = list(self.gates.all())
         if not gates:
             return []
-        settings = [(dict.fromkeys([gate.name for gate in gates], is_open), inputs) for is_open in (True, False)]
-        values = dict.fromkeys(gate.value for gate in gates)
-        two = [tensor[:2] for tensor in inputs]
-        if len(values) > 1:
-            settings += [({gate.name: gate.value is not value for gate in gates}, two) for value in values]
+        found: list[tuple[dict[str, bool], Sequence[Tensor]]] = []
+        for is_open in (True, False):
+            named = {gate.name: is_open for gate in gates}
+            forced = {gate.value: is_open for gate in gates if gate.binary or not is_open}
+            found.append((named, forced_exits(self.captured, self.exits, inputs, forced)))
+        values = list(dict.fromkeys(gate.value for gate in gates))
+        together = 1 if self.mixing else TOGETHER
+        for start in range(0, len(values) if len(values) > 1 else 0, together):
+            found += self._each_closed(gates, values[start : start + together], [tensor[:2] for tensor in inputs])
+        return found
+
+    def _each_closed(
+        self, gates: Sequence[GatePoint], values: Sequence[Node], inputs: Sequence[Tensor]
+    ) -> list[tuple[dict[str, bool], Sequence[Tensor]]]:
+        """Each of some gates closed and all others open, in one run: for every value, rows of its own."""
+        rows = len(inputs[0])
+        forced = {}
+        for gate in gates:  # an open gate that scales keeps its own value
+            forced[gate.value] = torch.full((len(values), rows), 1.0 if gate.binary else math.nan)
+        for place, value in enumerate(values):
+            forced[value][place] = 0
+        given = [tensor.repeat(len(values), *[1] * (tensor.ndim - 1)) for tensor in inputs]
+        answers = forced_exits(self.captured, self.exits, given, {node: each.view(-1) for node, each in forced.items()})
         return [
-            (named, forced_exits(self.captured, self.exits, given, _by_value(gates, named)))
-            for named, given in settings
+            (
+                {gate.name: gate.value is not value for gate in gates},
+                [answer[place * rows : (place + 1) * rows] for answer in answers],
+            )
+            for place, value in enumerate(values)
         ]
+
+    def moved(self, inputs: Sequence[Tensor]) -> list[tuple[dict[str, float], Sequence[Tensor]]]:
+        """Other constants of the gates, by name, and what the whole graph gives at each exit then."""
+        settings: list[tuple[dict[str, float], Sequence[Tensor]]] = []
+        for quantile in (0.25, 0.75) if self.constants else ():
+            found = quantile_constants(self.captured, self.exits, inputs, self.constants, quantile)
+            named = {each.name: found[each.placeholder] for each in self.constants if each.placeholder in found}
+            settings.append((named, forced_exits(self.captured, self.exits, inputs, {}, found)))
+        return settings
 
     def eager(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the eager model gives at each exit."""
         return eager_exits(self.model, self.captured, self.exits, inputs)
-
-
-def _by_value(gates: Sequence[GatePoint], named: Mapping[str, bool]) -> dict[Node, bool]:
-    """Outcomes by the gates' values; an open gate that scales keeps its own."""
-    return {gate.value: named[gate.name] for gate in gates if gate.binary or not named[gate.name]}
 
 
 def stage_model(
@@ -118,8 +153,9 @@ def stage_model(
     values = gate_values(captured)
     points, notes = find_exits(captured, names=exits, macs=macs, gate_values=values)
     gates = find_gates(captured, points, macs, smallest=smallest_gate)
-    parts = partition(captured, points, gates, macs)
-    mixing = mixing_gates(captured, points, gates, golden_inputs(captured, None))
+    constants = constants_as_inputs(captured, gates)
+    parts = partition(captured, points, gates, macs, [each.placeholder for each in constants])
+    mixing = mixing_gates(captured, points, gates, golden_inputs(captured, None, samples=4))
     require_all_rows(parts, mixing)
     mixed = tuple(
         f"what gate '{gate}' guards mixes the samples of a batch ({operator}): all are run if one needs it, and "
@@ -127,7 +163,9 @@ def stage_model(
         for gate, operator in mixing.items()
     )
     uncounted = () if macs is not None else ("MACs could not be counted: an operator has no shape function",)
-    return Staged(model, captured, points, gates, parts, mixing, (*captured.notes, *notes, *mixed, *uncounted))
+    return Staged(
+        model, captured, points, gates, parts, mixing, constants, (*captured.notes, *notes, *mixed, *uncounted)
+    )
 
 
 def export_bundle(
@@ -183,7 +221,7 @@ def export_bundle(
         staged = stage_model(model, args, kwargs, exits=exits, smallest_gate=smallest_gate)
         progress("capture", 1, 1)
         inputs = golden_inputs(staged.captured, None if golden is None else _leaves(golden))
-        expected, forced = staged.eager(inputs), staged.forced(inputs)
+        expected, forced, moved = staged.eager(inputs), staged.forced(inputs), staged.moved(inputs)
         if not staged.mixing:
             part = [tensor[len(tensor) // 2 :] for tensor in inputs]
             require_rows_apart(expected, staged.eager(part), staged.exits, tolerance=tolerance)
@@ -193,7 +231,7 @@ def export_bundle(
         for number, target in enumerate(lowering):
             progress("compare with the eager model", number, len(lowering))
             paths = {stage: writer.folder / file for stage, file in artifacts[target.name].items()}
-            parity[target.name] = _compare(staged, target, paths, inputs, expected, forced, tolerance=tolerance)
+            parity[target.name] = _compare(staged, target, paths, inputs, expected, forced, moved, tolerance=tolerance)
         progress("compare with the eager model", len(lowering), len(lowering))
         given = {f"input:{spec.name}": tensor for spec, tensor in zip(staged.plan.inputs, inputs, strict=True)}
         answered = {f"exit:{point.name}": value for point, value in zip(staged.exits, expected, strict=True)}
@@ -244,6 +282,7 @@ def _compare(
     inputs: Sequence[Tensor],
     expected: Sequence[Tensor],
     forced: Sequence[tuple[dict[str, bool], Sequence[Tensor]]],
+    moved: Sequence[tuple[dict[str, float], Sequence[Tensor]]],
     *,
     tolerance: float,
 ) -> dict[str, Any]:
@@ -266,6 +305,7 @@ def _compare(
         staged.exits,
         inputs,
         gates=forced,
+        constants=moved,
         batches=batches,
         tolerance=tolerance,
     )

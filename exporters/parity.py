@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch.utils import _pytree as pytree
 
 from edgekit.errors import CaptureError, ParityError
 from edgekit.exporters.capture import Captured
+from edgekit.exporters.constants import Compared
 from edgekit.exporters.decisions import ExitPoint
+from edgekit.exporters.graph import batch_dimension
 from edgekit.exporters.stages import confidence
 from edgekit.plan import SCORES
 from edgekit.policy import Policy
@@ -27,6 +30,7 @@ __all__ = [
     "eager_exits",
     "forced_exits",
     "golden_inputs",
+    "quantile_constants",
     "require_rows_apart",
     "settle_ties",
 ]
@@ -104,7 +108,11 @@ def eager_exits(
 
 
 def forced_exits(
-    captured: Captured, points: Sequence[ExitPoint], inputs: Sequence[Tensor], forced: Mapping[Node, bool]
+    captured: Captured,
+    points: Sequence[ExitPoint],
+    inputs: Sequence[Tensor],
+    forced: Mapping[Node, bool | Tensor],
+    constants: Mapping[Node, float] | None = None,
 ) -> list[Tensor]:
     """What the captured graph, whole, gives at each exit with gate values set: nothing is left out of it.
 
@@ -112,15 +120,41 @@ def forced_exits(
         captured: the model's graph.
         points: exits.
         inputs: one tensor per network input.
-        forced: whether the gate of each of these values is open for all samples. One that is not only 0 or 1 keeps its
-            own value when open.
+        forced: whether the gate of each of these values is open for all samples; one that is not only 0 or 1 keeps its
+            own value when it is not there. Or a number ``(batch,)`` for each sample, NaN for its own value.
+        constants: other numbers for the placeholders of gates' constants.
     """
     if captured.batch != BATCH and len(inputs[0]) > 1:
         rows = [[tensor[row : row + 1] for tensor in inputs] for row in range(len(inputs[0]))]
-        parts = [forced_exits(captured, points, row, forced) for row in rows]
+        numbers = [
+            {node: value[place : place + 1] if isinstance(value, Tensor) else value for node, value in forced.items()}
+            for place in range(len(rows))
+        ]
+        parts = [
+            forced_exits(captured, points, row, number, constants) for row, number in zip(rows, numbers, strict=True)
+        ]
         return [torch.cat(part) for part in zip(*parts, strict=True)]
-    seen = ForcedGraph(captured, points, forced).exits(inputs)
+    seen = ForcedGraph(captured, points, forced, constants).exits(inputs)
     return [torch.softmax(v, dim=1) if p.probabilities else v for p, v in zip(points, seen, strict=True)]
+
+
+def quantile_constants(
+    captured: Captured,
+    points: Sequence[ExitPoint],
+    inputs: Sequence[Tensor],
+    constants: Sequence[Compared],
+    quantile: float,
+) -> dict[Node, float]:
+    """Constants, by placeholder, near a quantile of what they are compared with, where scores leave a gap."""
+    rows = [[tensor[row : row + 1] for tensor in inputs] for row in range(len(inputs[0]))]
+    seen: dict[Node, list[NDArray[np.float32]]] = {each.score: [] for each in constants}
+    for given in [inputs] if captured.batch == BATCH else rows:
+        graph = ForcedGraph(captured, points, {})
+        graph.exits(given)
+        for score, values in seen.items():
+            values.append(graph.env[score].numpy().reshape(-1))
+    found = {each.placeholder: _between(np.concatenate(seen[each.score]), quantile) for each in constants}
+    return {node: float(np.float32(value)) for node, value in found.items() if np.isfinite(value)}
 
 
 def settle_ties(
@@ -161,11 +195,18 @@ def settle_ties(
 class ForcedGraph(Interpreter):
     """The captured graph, whole, with gate values set. Arguments as in :func:`forced_exits`."""
 
-    def __init__(self, captured: Captured, points: Sequence[ExitPoint], forced: Mapping[Node, bool]) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        points: Sequence[ExitPoint],
+        forced: Mapping[Node, bool | Tensor],
+        constants: Mapping[Node, float] | None = None,
+    ) -> None:
         super().__init__(captured.program.graph_module, garbage_collect_values=False)
         self.captured = captured
         self.points = points
         self.forced = forced
+        self.constants = constants or {}
 
     def exits(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What it gives at each exit; every node's value is in ``env`` from then on."""
@@ -181,7 +222,9 @@ class ForcedGraph(Interpreter):
         for node in program.graph.nodes:
             if node.op != "placeholder":
                 continue
-            if node.name in held:
+            if node in self.constants:
+                args.append(torch.tensor(self.constants[node]))
+            elif node.name in held:
                 target = held[node.name]
                 args.append(program.state_dict[target] if target in program.state_dict else program.constants[target])
             else:
@@ -195,7 +238,12 @@ class ForcedGraph(Interpreter):
         result = super().run_node(n)
         if n not in self.forced:
             return result
-        return torch.full_like(result, 1 if self.forced[n] else 0)
+        forced = self.forced[n]
+        if isinstance(forced, bool):
+            return torch.full_like(result, int(forced))
+        batch = batch_dimension(n, self.captured.rows) or 0
+        numbers = forced.view([-1 if place == batch else 1 for place in range(result.ndim)])
+        return torch.where(numbers.isnan(), result, numbers.to(result.dtype))
 
 
 def require_rows_apart(
@@ -234,6 +282,7 @@ def check_parity(
     inputs: Sequence[Tensor],
     *,
     gates: Sequence[tuple[dict[str, bool], Sequence[Tensor]]] = (),
+    constants: Sequence[tuple[dict[str, float], Sequence[Tensor]]] = (),
     batches: Sequence[slice],
     tolerance: float,
 ) -> dict[str, Any]:
@@ -246,6 +295,7 @@ def check_parity(
         points: the exits.
         inputs: one tensor per network input.
         gates: outcomes that gates are forced to, by name, and what the whole graph gives at each exit then.
+        constants: of gates, by name, and likewise.
         batches: samples that are run together.
         tolerance: largest difference allowed, relative to the largest logit of the exit, or absolute below 1.
 
@@ -266,6 +316,11 @@ def check_parity(
                 differences = _check_values(session, eager, points, arrays, batches, tolerance=tolerance)
                 for forced, whole in gates:
                     _check_forced(session, forced, whole, points, arrays, tolerance=tolerance)
+                for moved, whole in constants:
+                    session.use(Policy.fixed([math.inf] * (len(points) - 1), constants=moved))
+                    for batch in batches:
+                        last = session.run([array[batch] for array in arrays]).logits
+                        _difference(last, whole[-1][batch], points[-1], tolerance)
             for policy, expected, decided in settings:
                 session.use(policy)
                 _check_decisions(session, expected, decided, points, arrays, batches)
@@ -275,7 +330,7 @@ def check_parity(
         "samples": rows,
         "tolerance": tolerance,
         "largest_difference": differences,
-        "gate_settings_compared": len(gates),
+        "gate_settings_compared": len(gates) + len(constants),
         "decisions_compared": compared,
         "decisions_differing": 0,
         "decisions_within_rounding": close,

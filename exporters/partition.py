@@ -54,7 +54,7 @@ class Cut:
         name: unique, after the module path that most of its work comes from.
         module_path: that path.
         module: takes ``inputs`` and returns ``outputs``, then the logits of its exit, as a tuple.
-        inputs: nodes of the captured graph that it reads, network inputs among them.
+        inputs: nodes of the captured graph that it reads, network inputs among them, then constants of gates.
         outputs: nodes that later stages and gates read.
         point: the exit that it ends in, if any.
         macs: for one sample; ``None`` when uncounted.
@@ -90,14 +90,25 @@ Part = Cut | Fork
 
 
 def partition(
-    captured: Captured, exits: Sequence[ExitPoint], gates: Gates, macs: Mapping[Node, int] | None
+    captured: Captured,
+    exits: Sequence[ExitPoint],
+    gates: Gates,
+    macs: Mapping[Node, int] | None,
+    constants: Collection[Node] = (),
 ) -> tuple[Part, ...]:
     """Stages and gates in the order in which they are run; the stages that end in an exit in the order of exits.
+
+    Args:
+        captured: the model's graph.
+        exits: to cut at.
+        gates: to cut out.
+        macs: of each node, where they could be counted.
+        constants: placeholders of gates' constants, which stages take as inputs.
 
     Raises:
         PartitionError: a tensor without the batch as dimension 0 would have to cross a boundary.
     """
-    shared = _Shared(captured, macs, gates.hard)
+    shared = _Shared(captured, macs, gates.hard, constants)
     for point in exits:
         if point.node not in gates.view.dynamic:
             raise PartitionError(f"exit '{point.name}' does not depend on the input: it is no decision")
@@ -140,6 +151,7 @@ class _Shared:
     captured: Captured
     macs: Mapping[Node, int] | None
     hard: Mapping[Node, Hard]
+    constants: Collection[Node]
     names: set[str] = field(default_factory=set)
 
 
@@ -190,11 +202,12 @@ class _Level:
         path = self._module_path(body, index, point)
         name = _unused(path or f"stage{len(self.shared.names) + 1}", self.shared.names)
         self.shared.names.add(name)
+        module, constants = self._module(body, inputs, ends, name)
         return Cut(
             name=name,
             module_path=path,
-            module=self._module(body, inputs, ends, name),
-            inputs=tuple(inputs),
+            module=module,
+            inputs=(*inputs, *constants),
             outputs=tuple(made),
             point=point if isinstance(point, ExitPoint) else None,
             macs=None if self.macs is None else sum(self.macs.get(node, 0) for node in body - live),
@@ -366,9 +379,13 @@ class _Level:
                 return path
             path = best
 
-    def _module(self, body: set[Node], inputs: Sequence[Node], outputs: Sequence[Node], name: str) -> GraphModule:
+    def _module(
+        self, body: set[Node], inputs: Sequence[Node], outputs: Sequence[Node], name: str
+    ) -> tuple[GraphModule, tuple[Node, ...]]:
+        """The stage as a module, and the constants of gates that it takes after its inputs."""
         nodes = sorted(body, key=self.view.order.__getitem__)
-        return _Builder(self.captured, self.view, inputs).build(nodes, outputs, name)
+        builder = _Builder(self.captured, self.view, inputs, self.shared.constants)
+        return builder.build(nodes, outputs, name), tuple(builder.read)
 
 
 _UNCARRIED = 2.0**60
@@ -378,9 +395,11 @@ _UNCARRIED = 2.0**60
 class _Builder:
     """Copies nodes of the captured graph into a module of their own, with the weights and sizes they use."""
 
-    def __init__(self, captured: Captured, view: View, inputs: Sequence[Node]) -> None:
+    def __init__(self, captured: Captured, view: View, inputs: Sequence[Node], constants: Collection[Node]) -> None:
         self.captured = captured
         self.view = view
+        self.constants = constants
+        self.read: list[Node] = []
         self.graph = Graph()
         self.root = nn.Module()
         self.copies: dict[Node, Node] = {}
@@ -413,7 +432,9 @@ class _Builder:
             made = self._copy(seen) if isinstance(seen, Node) else self._filled(node, seen)
             self.copies[node] = made
             return made
-        if node.op == "placeholder":
+        if node in self.constants:
+            made = self._constant(node)
+        elif node.op == "placeholder":
             made = self._weight(node)
         elif isinstance(value, torch.SymInt):
             made = self._size(value)
@@ -430,6 +451,15 @@ class _Builder:
         shape = [self._size(size) if isinstance(size, torch.SymInt) else size for size in value.shape]
         made = self.graph.call_function(torch.ops.aten.full.default, (shape, known.value), {"dtype": value.dtype})
         made.meta = {key: value for key, value in node.meta.items() if key != "original_aten"}
+        return made
+
+    def _constant(self, node: Node) -> Node:
+        """A constant of gates is an input, after all others."""
+        last = [each for each in self.graph.nodes if each.op == "placeholder"][-1]
+        with self.graph.inserting_after(last):
+            made = self.graph.placeholder(node.name)
+        made.meta = dict(node.meta)
+        self.read.append(node)
         return made
 
     def _weight(self, node: Node) -> Node:

@@ -14,11 +14,12 @@ from torch.fx.node import map_arg
 
 from edgekit.errors import InputError, LoweringError, PartitionError
 from edgekit.exporters.capture import Captured, quiet
+from edgekit.exporters.constants import Compared
 from edgekit.exporters.decisions import ExitPoint
 from edgekit.exporters.graph import batch_dimension
 from edgekit.exporters.partition import Cut, Fork, Part
 from edgekit.exporters.simplify import Value
-from edgekit.plan import SCORES, ZERO, Exit, Gate, Plan, Run, Stage, Step, walk
+from edgekit.plan import SCORES, ZERO, Constant, Exit, Gate, Plan, Run, Stage, Step, walk
 from edgekit.tensors import TensorSpec
 
 __all__ = ["StageModule", "confidence", "make_plan", "stage_module", "trace_stage"]
@@ -66,20 +67,23 @@ def stage_module(cut: Cut) -> StageModule:
     return StageModule(cut).eval()
 
 
-def make_plan(captured: Captured, parts: Sequence[Part], mixing: Collection[str] = ()) -> tuple[Plan, tuple[Cut, ...]]:
+def make_plan(
+    captured: Captured, parts: Sequence[Part], mixing: Collection[str] = (), constants: Sequence[Compared] = ()
+) -> tuple[Plan, tuple[Cut, ...]]:
     """The program that runs the cuts, passes the gates and leaves at the exits; and the cut of each of its stages.
 
     Cuts that compute the same with the same weights become one stage. ``mixing`` names the gates in which samples need
-    one another.
+    one another; ``constants`` are what gates compare scores with.
     """
-    planner = _Planner(captured, mixing)
+    planner = _Planner(captured, mixing, constants)
     return planner.plan(parts), tuple(planner.cuts)
 
 
 class _Planner:
-    def __init__(self, captured: Captured, mixing: Collection[str]) -> None:
+    def __init__(self, captured: Captured, mixing: Collection[str], constants: Sequence[Compared]) -> None:
         self.captured = captured
         self.mixing = mixing
+        self.constants = constants
         self.batch = captured.batch
         self.tensors: dict[str, TensorSpec] = {}
         self.stages: list[Stage] = []
@@ -90,12 +94,25 @@ class _Planner:
         names = {node: node.name for node in self.captured.inputs}
         for node in self.captured.inputs:
             self._add(node.name, node)
+        for each in self.constants:
+            names[each.placeholder] = f"{each.name}.constant"
+            self.tensors[f"{each.name}.constant"] = TensorSpec(f"{each.name}.constant", "float32", ())
         steps = self._steps(parts, names)
         inputs = tuple(self.tensors[node.name] for node in self.captured.inputs)
         mixing = [step for step in walk(steps) if isinstance(step, Gate) and step.whole]
         whole = {run.stage for gate in mixing for run in walk((gate,)) if isinstance(run, Run)}
         stages = tuple(structs.replace(stage, whole=stage.name in whole) for stage in self.stages)
-        return Plan(inputs=inputs, tensors=self.tensors, stages=stages, steps=tuple(steps))
+        constants = tuple(
+            Constant(
+                name=each.name,
+                tensor=names[each.placeholder],
+                comparison=each.operator,
+                value=each.value,
+                gates=each.gates,
+            )
+            for each in self.constants
+        )
+        return Plan(inputs=inputs, tensors=self.tensors, stages=stages, steps=tuple(steps), constants=constants)
 
     def _add(self, name: str, node: Node) -> None:
         self.tensors[name] = _spec(name, node, self.captured)

@@ -11,7 +11,9 @@ times, with and without what is optional, over one file of weights (one that end
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +54,7 @@ class OnnxTarget:
         import torch
 
         try:
-            with quiet():
+            with quiet(), _operators_listed_once():
                 onnx_program = torch.onnx.export(
                     program,
                     dynamo=True,
@@ -74,6 +76,32 @@ class OnnxTarget:
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that write the artifact."""
         return {name: version(name) for name in ("onnx", "onnxscript", "torch")}
+
+
+_listed: list[Any] = []
+
+
+@contextmanager
+def _operators_listed_once() -> Iterator[None]:
+    """Keep the exporter's list of operators: it parses the source of all of them for every file that it writes.
+
+    That takes longer than a small stage. Where the exporter keeps its list elsewhere, nothing is changed.
+    """
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("onnxscript._framework_apis.")]
+    given = {module: vars(module)["get_torchlib_ops"] for module in modules if "get_torchlib_ops" in vars(module)}
+
+    def listed() -> list[Any]:
+        if not _listed:
+            _listed.extend(next(iter(given.values()))())
+        return list(_listed)
+
+    for module in given:
+        module.get_torchlib_ops = listed  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module, original in given.items():
+            module.get_torchlib_ops = original  # type: ignore[attr-defined]
 
 
 def _topk(x: Any, k: int, dim: int) -> Any:

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from edgekit.errors import PolicyError
 from edgekit.plan import SCORES, Exit, Plan, Run, Stage
 from edgekit.policy import Policy, Provenance
+from edgekit.scoring import LearnedScorer
 from edgekit.tensors import BATCH, TensorSpec
+
+SCORER = LearnedScorer(classes=2, centres=((0.1, 0.2, -3.5, 1 / 3),), scales=((1.0,) * 4,), weights=((0.5,) * 5,))
 
 
 @pytest.fixture
@@ -57,8 +60,26 @@ def test_json_keeps_a_policy_infinities_included(thresholds, score, comparator, 
     assert Policy.from_mapping(msgspec.json.decode(msgspec.json.encode(policy.to_mapping()))) == policy
 
 
+def test_json_keeps_a_scorer():
+    policy = Policy.fixed([math.inf], score="learned", scorer=SCORER)
+    assert Policy.from_mapping(msgspec.json.decode(msgspec.json.encode(policy.to_mapping()))) == policy
+    mapping = policy.to_mapping()
+    mapping["scorer"]["weights"][0][0] = "inf"
+    with pytest.raises(PolicyError, match="a learned scorer has the wrong number of weights, or some that are no"):
+        Policy.from_mapping(mapping)
+
+
+def test_a_policy_from_before_scorers_is_read():
+    mapping = Policy.fixed([0.5]).to_mapping()
+    del mapping["scorer"]
+    assert Policy.from_mapping(mapping) == Policy.fixed([0.5])
+
+
 @pytest.mark.parametrize(("options", "message"), [
-    ({"score": "energy"}, "score 'energy' is not one of max_prob, margin, neg_entropy"),
+    ({"score": "energy"}, "score 'energy' is not one of max_prob, margin, neg_entropy, patience, learned"),
+    ({"score": "learned"}, "the score 'learned' needs a scorer"),
+    ({"scorer": SCORER}, "a scorer is for the score 'learned', not for 'max_prob'"),
+    ({"score": "patience", "scorer": SCORER}, "a scorer is for the score 'learned', not for 'patience'"),
     ({"thresholds": [math.nan]}, "a threshold is NaN; use infinity for an exit that is never taken"),
     ({"temperatures": [1.0]}, "1 thresholds and 1 temperatures; give one threshold per exit but the last"),
     ({"temperatures": [1.0, 0.0]}, "temperatures must be positive"),

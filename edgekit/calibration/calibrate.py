@@ -1,4 +1,4 @@
-"""Collect the logits of every exit once; choose temperatures and thresholds; run the result and record it."""
+"""Collect the logits of every exit once; choose thresholds empirically, without a guarantee; record what came out."""
 
 from __future__ import annotations
 
@@ -26,12 +26,24 @@ from edgekit.records import Profile
 if TYPE_CHECKING:
     from edgekit.session import Session
 
-__all__ = ["METHOD", "Collected", "calibrate", "collect"]
+__all__ = [
+    "METHOD",
+    "Collected",
+    "calibrate_empirically",
+    "collect",
+    "confidence_of",
+    "exit_costs",
+    "provenance_of",
+    "run_policy",
+    "runtime_name",
+    "scores_of",
+    "usable_labels",
+]
 
 METHOD = "empirical: least cost on the calibration set with the accuracy drop within max_drop"
 BATCH_ROWS = 64
 
-Minimize = Literal["latency", "macs"]
+Minimize = Literal["latency", "energy", "macs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +91,7 @@ def collect(session: Session, data: Dataset, *, batch: int = BATCH_ROWS, progres
     return Collected(logits=np.concatenate(parts, axis=1), labels=data.labels)
 
 
-def calibrate(
+def calibrate_empirically(
     session: Session,
     data: Dataset,
     *,
@@ -119,12 +131,12 @@ def calibrate(
     """
     allowed = _allowed_losses(max_drop, len(data))
     require_score(score)
-    costs, (quantity, unit) = _exit_costs(session, minimize=minimize, profile=profile)
-    labels = _usable_labels(data, session.plan.classes)
+    costs, (quantity, unit) = exit_costs(session, minimize=minimize, profile=profile)
+    labels = usable_labels(data, session.plan.classes)
     collected = collect(session, data, progress=progress)
     logits = collected.logits
     fitted = [fit_temperature(each, labels) if temperature else 1.0 for each in logits]
-    choice = choose_thresholds(_scores(logits[:-1], score, fitted), collected.right, costs=costs, allowed=allowed)
+    choice = choose_thresholds(scores_of(logits[:-1], score, fitted), collected.right, costs=costs, allowed=allowed)
     policy = Policy(score=score, thresholds=choice.thresholds, temperatures=tuple(fitted), name=name)
     settings = {
         "max_drop": max_drop,
@@ -141,14 +153,14 @@ def calibrate(
     before = session.policy
     try:
         session.use(policy)
-        classes, taken = _run(session, data, progress)
+        classes, taken = run_policy(session, data, progress)
         results = {
             **_outcome(collected, classes == labels, taken, allowed=allowed),
             **_cost_outcome(costs, taken, unit),
             "as_predicted": float((taken == choice.exits).mean()),
-            **_confidence(logits, labels, fitted),
+            **confidence_of(logits, labels, fitted),
         }
-        provenance = _provenance(session, data, settings=settings, results=results)
+        provenance = provenance_of(session, data, settings=settings, results=results)
         policy = msgspec.structs.replace(policy, provenance=provenance)
         session.use(policy)
     except BaseException:
@@ -164,12 +176,16 @@ def _allowed_losses(max_drop: float, samples: int) -> int:
     return math.floor(Fraction(repr(float(max_drop))) * samples)
 
 
-def _exit_costs(
+def exit_costs(
     session: Session, *, minimize: Minimize | None, profile: Profile | None
 ) -> tuple[tuple[float, ...], tuple[Minimize, str]]:
-    """Cost of leaving at each exit, and what it is: quantity and unit."""
-    if minimize not in (None, "latency", "macs"):
-        raise CalibrationError(f"minimize must be 'latency' or 'macs', not {minimize!r}")
+    """Mean cost of leaving at each exit, and what it is: quantity and unit.
+
+    Raises:
+        CalibrationError: it is not known, or the profile is of another network or runtime.
+    """
+    if minimize not in (None, "latency", "energy", "macs"):
+        raise CalibrationError(f"minimize must be 'latency', 'energy' or 'macs', not {minimize!r}")
     if minimize == "macs" or (minimize is None and profile is None):
         macs = session.plan.exit_macs()
         known = tuple(float(count) for count in macs if count is not None)
@@ -178,8 +194,23 @@ def _exit_costs(
         return known, ("macs", "MACs")
     if profile is None:
         raise CalibrationError(
-            "minimize='latency' needs measured latencies: measure with edgekit profile, then give profile=..."
+            f"minimize={minimize!r} needs measurements: measure with edgekit profile, then give profile=..."
         )
+    _require_profile_of(session, profile)
+    if minimize == "energy":
+        joules = tuple(each.energy.gross_j for each in profile.exits)
+        found = tuple(value for value in joules if value is not None and math.isfinite(value) and value > 0)
+        if len(found) != len(session.plan.exits):
+            reason = next((each.energy.reason for each in profile.exits if each.energy.reason), "no meter")
+            raise CalibrationError(f"the profile has no energy for every exit ({reason}); minimize latency instead")
+        return found, ("energy", "J")
+    means = tuple(each.latency.mean_s for each in profile.exits)
+    if len(means) != len(session.plan.exits) or not all(math.isfinite(mean) and mean > 0 for mean in means):
+        raise CalibrationError("the profile has no positive mean latency for every exit: profile again")
+    return means, ("latency", "s")
+
+
+def _require_profile_of(session: Session, profile: Profile) -> None:
     runtime = session.runtime.describe().get("name")
     if profile.plan != session.plan.fingerprint:
         raise CalibrationError(
@@ -191,13 +222,9 @@ def _exit_costs(
             f"the profile was measured on runtime '{profile.runtime.get('name')}', the session runs on '{runtime}': "
             "profile on this runtime"
         )
-    means = tuple(each.latency.mean_s for each in profile.exits)
-    if len(means) != len(session.plan.exits) or not all(math.isfinite(mean) and mean > 0 for mean in means):
-        raise CalibrationError("the profile has no positive mean latency for every exit: profile again")
-    return means, ("latency", "s")
 
 
-def _usable_labels(data: Dataset, classes: int) -> NDArray[np.int64]:
+def usable_labels(data: Dataset, classes: int) -> NDArray[np.int64]:
     """The labels, when a choice can be made from them."""
     labels = data.labels
     if labels is None:
@@ -226,7 +253,7 @@ def _require_finite(array: NDArray[Any], start: int, what: str, problem: str) ->
         raise CalibrationError(f"{what} {start + int(bad[0])} {problem}")
 
 
-def _scores(logits: NDArray[np.float32], name: str, temperatures: Sequence[float]) -> NDArray[np.float32]:
+def scores_of(logits: NDArray[np.float32], name: str, temperatures: Sequence[float]) -> NDArray[np.float32]:
     """``(exits - 1, samples)`` scores of every exit but the last."""
     scores = np.empty(logits.shape[:2], dtype=np.float32)
     for row, each, temperature in zip(scores, logits, temperatures, strict=False):  # the last exit's is not needed
@@ -234,7 +261,7 @@ def _scores(logits: NDArray[np.float32], name: str, temperatures: Sequence[float
     return scores
 
 
-def _run(session: Session, data: Dataset, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def run_policy(session: Session, data: Dataset, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Class and exit of each sample, as the session decides."""
     classes: list[NDArray[np.int64]] = []
     exits: list[NDArray[np.int64]] = []
@@ -276,7 +303,7 @@ def _cost_outcome(costs: Sequence[float], taken: NDArray[np.int64], unit: str) -
     }
 
 
-def _confidence(
+def confidence_of(
     logits: NDArray[np.float32], labels: NDArray[np.int64], temperatures: Sequence[float]
 ) -> dict[str, Any]:
     """ECE and NLL of every exit, as it is and with its temperature."""
@@ -289,16 +316,23 @@ def _confidence(
     }
 
 
-def _provenance(session: Session, data: Dataset, *, settings: dict[str, Any], results: dict[str, Any]) -> Provenance:
-    runtime = session.runtime.describe()
-    scripted = " (scripted: its results are not real)" if runtime.get("scripted") else ""
+def provenance_of(
+    session: Session,
+    data: Dataset,
+    *,
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    method: str = METHOD,
+    guarantee: str | None = None,
+) -> Provenance:
+    """Where a policy comes from: network, artifacts, runtime, data, versions and time."""
     bundle = session.bundle
     return Provenance(
-        method=METHOD,
-        guarantee=None,
+        method=method,
+        guarantee=guarantee,
         plan=session.plan.fingerprint,
         artifacts=bundle.artifact_digests(session.runtime.target) if bundle is not None else {},
-        runtime=f"{runtime.get('name', session.runtime.name)} {runtime.get('version', '')}".strip() + scripted,
+        runtime=runtime_name(session),
         data=data.source,
         data_sha256=data.sha256,
         samples=len(data),
@@ -307,6 +341,13 @@ def _provenance(session: Session, data: Dataset, *, settings: dict[str, Any], re
         versions={name: _version(name) for name in ("edgekit", "numpy", "scipy")},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def runtime_name(session: Session) -> str:
+    """Name and version of a session's runtime; that its results are not real, where they are scripted."""
+    runtime = session.runtime.describe()
+    scripted = " (scripted: its results are not real)" if runtime.get("scripted") else ""
+    return f"{runtime.get('name', session.runtime.name)} {runtime.get('version', '')}".strip() + scripted
 
 
 def _version(name: str) -> str:

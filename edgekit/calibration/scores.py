@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from edgekit.errors import CalibrationError
 from edgekit.plan import SCORES
+from edgekit.scoring import log_softmax
 
 __all__ = ["expected_calibration_error", "log_softmax", "negative_log_likelihood", "require_score", "score"]
 
@@ -17,21 +18,6 @@ def require_score(name: str) -> None:
     """Raises :class:`CalibrationError` unless ``name`` is one of :data:`edgekit.plan.SCORES`."""
     if name not in SCORES:
         raise CalibrationError(f"score {name!r} is not one of {', '.join(SCORES)}")
-
-
-def log_softmax(logits: NDArray[np.floating[Any]], *, temperature: float = 1.0) -> NDArray[Any]:
-    """``log softmax(logits / temperature)`` over the last axis, in the precision of ``logits``.
-
-    Args:
-        logits: ``(..., classes)``, finite; a row that is not becomes NaN.
-        temperature: positive.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not finite, and so NaN
-        scaled = logits / logits.dtype.type(temperature)
-        finite = np.isfinite(scaled).all(axis=-1, keepdims=True)
-        shifted = scaled - scaled.max(axis=-1, keepdims=True)
-        logs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return np.where(finite, logs, logits.dtype.type(np.nan))
 
 
 def score(logits: NDArray[np.float32], *, name: str, temperature: float = 1.0) -> NDArray[np.float32]:

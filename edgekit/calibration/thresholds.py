@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Choice", "choose_thresholds", "cuts", "exits_taken"]
+__all__ = ["CELLS", "Choice", "choose_thresholds", "cuts", "exits_taken", "tally"]
 
 CELLS = 2**19
 """Threshold combinations in one exactly solved grid; a table of them takes 4 MiB."""
@@ -185,8 +185,8 @@ class _Search:
             leaves = alive & (reached > 0)
             axes = [bins[leaves] for bins in (*free, reached)]
             sizes = [*saving.shape, len(grid)]
-            count = _tally(axes, sizes, None)
-            right = _tally(axes, sizes, gains[leaves])
+            count = tally(axes, sizes, None)
+            right = tally(axes, sizes, gains[leaves])
             if len(grid) > 1:
                 free.append(reached)
                 saving, gain = saving[..., None] + worth * count, gain[..., None] + right
@@ -256,7 +256,7 @@ def _groups(exits: int) -> Iterator[range]:
         yield range(exits - JOINT, exits)
 
 
-def _tally(
+def tally(
     axes: Sequence[NDArray[np.intp]], sizes: Sequence[int], weights: NDArray[np.float64] | None
 ) -> NDArray[np.float64]:
     """Count (or sum the weights of) the samples that leave at an exit, for every combination of cuts up to it.

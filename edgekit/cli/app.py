@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgekit.cli import calibrate, compare, doctor, export, inspect, output, profile, report, run, zoo
+from edgekit.cli import calibrate, compare, doctor, export, inspect, output, profile, propose, report, run, zoo
 from edgekit.errors import EdgekitError
 
 __all__ = ["app", "main"]
@@ -45,6 +45,7 @@ for name, verb in {
     "export": export,
     "inspect": inspect,
     "run": run,
+    "propose": propose,
     "calibrate": calibrate,
     "profile": profile,
     "report": report,

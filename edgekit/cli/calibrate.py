@@ -1,74 +1,174 @@
-"""``edgekit calibrate``: thresholds from a calibration set."""
+"""``edgekit calibrate``: a policy with a certificate, or one within a budget, or bounds for any time."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from edgekit.cli import options, output
+from edgekit.errors import InputError
 from edgekit.policy import Policy
 from edgekit.records import Profile
+from edgekit.report.files import write_aside
 from edgekit.report.formats import duration, percent, si
+from edgekit.report.tradeoff_terminal import tradeoff_tables
 
 __all__ = ["EXAMPLE", "command"]
 
-EXAMPLE = "edgekit calibrate net.edgekit --data calibration.npz --max-drop 1% --minimize latency"
+EXAMPLE = "edgekit calibrate net.edgekit --data device.npz --max-drop 1% --confidence 95% --minimize latency"
 
 
 def command(
     bundle: options.BundlePath,
     data: options.DataSource,
-    max_drop: Annotated[str, typer.Option("--max-drop", help="Accuracy that may be lost: 1% or 0.01.")] = "1%",
-    score: Annotated[str, typer.Option("--score", help="max_prob, margin or neg_entropy.")] = "max_prob",
+    max_drop: Annotated[str, typer.Option("--max-drop", help="What may be lost: 1% or 0.01.")] = "1%",
+    confidence: Annotated[
+        str, typer.Option("--confidence", help="That no more is lost on inputs like these: 95% or 0.95.")
+    ] = "95%",
+    empirical: Annotated[
+        bool, typer.Option("--empirical", help="Promise nothing: hold the drop on these samples alone.")
+    ] = False,
+    loss: options.LossName = "gap",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Promise it of those who leave early alone, at or before each exit.")
+    ] = False,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            help="max_prob, margin, neg_entropy, patience, learned, or best of these. [default: the proposal's]",
+        ),
+    ] = None,
+    proposal: Annotated[
+        str | None,
+        typer.Option("--proposal", help="Saved by edgekit propose. [default: 'default', else half of the samples]"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Mean cost not to exceed, instead of a drop: 2ms, 5mJ or 1.2e6 (MACs)."),
+    ] = None,
+    anytime: Annotated[
+        bool, typer.Option("--anytime", help="Bound the loss of stopping at each exit; nobody leaves by itself.")
+    ] = False,
     minimize: Annotated[
-        Literal["latency", "macs"] | None,
+        Literal["latency", "energy", "macs"] | None,
         typer.Option("--minimize", help="Latency is measured here unless --profile is given. [default: macs]"),
     ] = None,
-    profile: Annotated[
-        Path | None, typer.Option("--profile", help="Latencies from edgekit profile, for --minimize latency.")
-    ] = None,
+    profile: Annotated[Path | None, typer.Option("--profile", help="Latency and energy from edgekit profile.")] = None,
     temperature: Annotated[bool, typer.Option("--temperature/--no-temperature", help="Fit one per exit first.")] = True,
     name: Annotated[str, typer.Option("--name", help="What the policy is saved as, in the bundle.")] = "default",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split and the order of testing.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the threshold explorer, one HTML file.")] = None,
     runtime: options.Runtime = "onnxruntime",
     threads: options.Threads = 1,
     json: options.Json = False,
 ) -> None:
-    """Choose thresholds that keep the accuracy at least cost, and save them in the bundle.
+    """Choose when to leave: at least cost, with a certificate of what is lost at most, and save it in the bundle.
 
-    Empirical: the drop holds on the calibration set; nothing is promised about other data.
+    Policies proposed on other samples are tested on these; without a proposal, half of these propose and half test.
     """
     import edgekit
 
     drop = options.share(max_drop, option="--max-drop")
+    sure = None if empirical else options.share(confidence, option="--confidence")
+    most, quantity = (None, None) if budget is None else _budget(budget)
+    if sum((empirical, strict, budget is not None, anytime)) > 1:
+        raise InputError("--empirical, --strict, --budget and --anytime exclude each other: give one")
     measured = Profile.load(profile) if profile is not None else None
     options.find_users_code()
     with (
         output.Bars() as progress,
-        edgekit.load(bundle, runtime=runtime, threads=threads) as session,
+        options.uncalibrated(bundle, runtime=runtime, threads=threads) as session,
     ):
         policy = edgekit.calibrate(
             session,
             data,
             max_drop=drop,
+            confidence=sure,
+            loss=loss,
             score=score,
-            minimize=minimize,
+            conditional=strict,
+            proposal=proposal,
+            budget=most,
+            anytime=anytime,
+            minimize=minimize or quantity,
             profile=measured,
             temperature=temperature,
             name=name,
+            seed=seed,
             progress=progress,
         )
         exits = tuple(step.name for step in session.plan.exits)
-    output.show(policy.to_mapping(), as_json=json, draw=lambda console: _draw(policy, exits, bundle, console))
-
-
-def _draw(policy: Policy, exits: tuple[str, ...], bundle: Path, console: Console) -> None:
     origin = policy.provenance
     assert origin is not None
-    results = origin.results
+    if html is not None:
+        if origin.tradeoff is None:
+            raise InputError("--html shows a certified policy's path: leave out --empirical, --budget and --anytime")
+        from edgekit.report.tradeoff_page import tradeoff_html
+
+        title = f"{bundle.stem}: policy {policy.name}"
+        page = tradeoff_html(origin.tradeoff, origin.certificate, title=title, policy=policy)
+        write_aside(html, page)
+    output.show(policy.to_mapping(), as_json=json, draw=lambda console: _draw(policy, exits, bundle, html, console))
+
+
+def _budget(text: str) -> tuple[float, Literal["latency", "energy", "macs"]]:
+    """``2ms`` is 0.002 s of latency, ``5mJ`` 0.005 J, a number MACs.
+
+    Raises:
+        InputError: something else.
+    """
+    units: dict[str, tuple[float, Literal["latency", "energy", "macs"]]] = {
+        "us": (1e-6, "latency"), "µs": (1e-6, "latency"), "ms": (1e-3, "latency"), "s": (1.0, "latency"),
+        "uJ": (1e-6, "energy"), "µJ": (1e-6, "energy"), "mJ": (1e-3, "energy"), "J": (1.0, "energy"), "": (1.0, "macs"),
+    }  # fmt: skip
+    number = text.strip().rstrip("sJmuµ ")
+    unit = text.strip()[len(number) :].strip()
+    try:
+        factor, quantity = units[unit]
+        value = float(number) * factor
+    except (KeyError, ValueError):
+        raise InputError(f"--budget {text}: expected a mean cost, as --budget 2ms, 5mJ or 1.2e6 (MACs)") from None
+    if not 0 < value < float("inf"):
+        raise InputError(f"--budget {text}: a budget is positive")
+    return value, quantity
+
+
+def _draw(policy: Policy, exits: tuple[str, ...], bundle: Path, html: Path | None, console: Console) -> None:
+    origin = policy.provenance
+    assert origin is not None
+    if origin.tradeoff is not None:
+        for each in tradeoff_tables(origin.tradeoff, origin.certificate, policy):
+            console.print(each)
+    elif "anytime" in origin.results:
+        _draw_anytime(origin.results["anytime"], console)
+    else:
+        _draw_choice(policy, exits, console)
+    console.print(f"promise: {origin.guarantee or 'none on other data, this is an empirical choice'}", soft_wrap=True)
+    for warning in origin.results.get("warnings", ()):
+        console.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    console.print(f"saved in {bundle} as policy '{policy.name}'", soft_wrap=True)
+    if html is not None:
+        console.print(f"explorer: {html}", soft_wrap=True)
+
+
+def _draw_anytime(rows: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="stopped at an exit", title_justify="left")
+    for heading in ("exit", "accuracy", "mean loss here", "at most"):
+        table.add_column(heading, justify="left" if heading == "exit" else "right")
+    for row in rows:
+        accuracy = "–" if row["accuracy"] is None else percent(row["accuracy"])
+        table.add_row(row["exit"], accuracy, percent(row["loss"]), percent(row["bound"]))
+    console.print(table)
+
+
+def _draw_choice(policy: Policy, exits: tuple[str, ...], console: Console) -> None:
+    assert policy.provenance is not None
+    results, source = policy.provenance.results, policy.provenance
     table = Table(title=f"policy {policy.name}: {policy.score} {policy.comparator} threshold", title_justify="left")
     for heading in ("exit", "threshold", "temperature", "share"):
         table.add_column(heading, justify="left" if heading == "exit" else "right")
@@ -76,14 +176,25 @@ def _draw(policy: Policy, exits: tuple[str, ...], bundle: Path, console: Console
         threshold = f"{policy.thresholds[index]:.4g}" if index < len(policy.thresholds) else "accepts all"
         table.add_row(name, threshold, f"{temperature:.3g}", percent(results["exit_shares"][index]))
     console.print(table)
+    unit = results["cost_unit"]
+    if "accuracy" in results:
+        console.print(
+            f"accuracy {percent(results['accuracy'])}, of the last exit alone {percent(results['accuracy_last'])} "
+            f"({source.samples} samples of {source.data})"
+        )
     console.print(
-        f"accuracy {percent(results['accuracy'])}, of the last exit alone {percent(results['accuracy_last'])} "
-        f"({origin.samples} samples of {origin.data}); "
-        f"mean cost {_cost(results['expected_cost'], results['cost_unit'])}, "
-        f"all to the last exit {_cost(results['cost_of_last_exit'], results['cost_unit'])}"
+        f"mean cost {_cost(results['expected_cost'], unit)}, all to the last exit "
+        f"{_cost(results['exit_costs'][-1], unit)}"
     )
-    console.print(f"guarantee on other data: {origin.guarantee or 'none, this is an empirical choice'}")
-    console.print(f"saved in {bundle} as policy '{policy.name}'", soft_wrap=True)
+    if "msdnet" in results:
+        baseline = results["msdnet"]
+        console.print(
+            f"MSDNet's budgeted batch: {baseline['reason']}"
+            if "reason" in baseline
+            else f"loss {percent(results['loss'])}; MSDNet's budgeted batch would lose {percent(baseline['loss'])} at "
+            f"{_cost(baseline['expected_cost'], unit)}",
+            soft_wrap=True,
+        )
 
 
 def _cost(value: float, unit: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +16,14 @@ from edgekit.errors import InputError
 
 if TYPE_CHECKING:
     from edgekit.interfaces import Meter
+    from edgekit.session import Session
 
 __all__ = [
     "BundlePath",
     "DataSource",
+    "Force",
     "Json",
+    "LossName",
     "Overwrite",
     "Packed",
     "PolicyName",
@@ -30,6 +35,7 @@ __all__ = [
     "names",
     "numbers",
     "share",
+    "uncalibrated",
 ]
 
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle folder or packed file.")]
@@ -37,7 +43,14 @@ DataSource = Annotated[
     str,
     typer.Option("--data", help="An .npz file, an image folder, a tar or zip of one, or module:callable."),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Take a policy certified for other artifacts; its certificate ends.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+LossName = Annotated[
+    str,
+    typer.Option("--loss", help="gap (accuracy), consistency (with the last exit; no labels needed) or brier."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a bundle that is there already.")]
 Packed = Annotated[bool, typer.Option("--packed", help="Write one file instead of a folder.")]
 PolicyName = Annotated[
@@ -105,6 +118,18 @@ def meter(text: str | None) -> Meter | None:
     name, _, path = text.partition(":")
     made: Meter = plugins.create("meters", name, path=path) if path else plugins.create("meters", name)
     return made
+
+
+@contextmanager
+def uncalibrated(path: Path, *, runtime: str, threads: int) -> Iterator[Session]:
+    """A session that no saved policy can keep from opening, as one made for other artifacts."""
+    import edgekit
+    from edgekit.bundle import Bundle
+
+    with Bundle.open(path) as bundle:
+        never = edgekit.Policy.never(len(bundle.plan.exits))
+        with edgekit.load(bundle, runtime=runtime, threads=threads, policy=never) as session:
+            yield session
 
 
 def find_users_code() -> None:

@@ -25,6 +25,7 @@ def command(
     bundle: options.BundlePath,
     data: options.DataSource,
     policy: options.PolicyName = None,
+    force: options.Force = False,
     path: Annotated[Path, typer.Option("-o", "--output", help="JSON file to write, raw samples included.")] = Path(
         "profile.json"
     ),
@@ -53,7 +54,7 @@ def command(
     options.find_users_code()
     with (
         output.Bars() as progress,
-        edgekit.load(bundle, runtime=runtime, policy=policy, threads=threads) as session,
+        edgekit.load(bundle, runtime=runtime, policy=policy, force=force, threads=threads) as session,
     ):
         profile = edgekit.profile(session, data, protocol=settings, meter=chosen, progress=progress)
     profile.save(path)

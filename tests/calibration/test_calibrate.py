@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.calibration import calibrate, collect
+from edgekit.calibration import calibrate_empirically as calibrate
+from edgekit.calibration import collect
 from edgekit.data import Dataset
 from edgekit.environment import Environment
 from edgekit.errors import CalibrationError
@@ -227,8 +228,8 @@ def test_logits_that_are_no_numbers_are_named(scripted_session, indexed_data, no
     ({"max_drop": 1.5}, "max_drop must be between 0 and 1, not 1.5"),
     ({"max_drop": math.nan}, "max_drop must be between 0 and 1, not nan"),
     ({"score": "energy"}, "score 'energy' is not one of max_prob, margin, neg_entropy"),
-    ({"minimize": "joules"}, "minimize must be 'latency' or 'macs', not 'joules'"),
-    ({"minimize": "latency"}, r"minimize='latency' needs measured latencies: .*profile=\.\.\."),
+    ({"minimize": "joules"}, "minimize must be 'latency', 'energy' or 'macs', not 'joules'"),
+    ({"minimize": "latency"}, r"minimize='latency' needs measurements: .*profile=\.\.\."),
 ])  # fmt: skip
 def test_options_that_cannot_be_met(network, options, message):
     session, data, _, _ = network

@@ -7,6 +7,7 @@ import json
 import sys
 from importlib.metadata import EntryPoint
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ import edgekit
 from edgekit import plugins
 from edgekit.cli import doctor
 from edgekit.cli.export import make_model
+from edgekit.errors import PolicyError
 from edgekit.zoo import digits
 
 TEST_SET = "edgekit.zoo.digits:test_set"
@@ -201,7 +203,8 @@ def test_run_without_labels_has_no_accuracy(shell, exported_digits, tmp_path):
 
 
 def test_calibrate_saves_a_policy_that_run_uses(shell, digits_bundle):
-    policy = shell.json("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "1%", "--minimize", "macs")
+    given = ("--max-drop", "1%", "--minimize", "macs", "--empirical")
+    policy = shell.json("calibrate", digits_bundle, "--data", CALIBRATION_SET, *given)
     assert policy["provenance"]["settings"]["max_drop"] == 0.01
     assert policy["provenance"]["guarantee"] is None
     assert shell.json("inspect", digits_bundle)["policies"]["default"] == policy
@@ -218,10 +221,79 @@ def test_calibrate_for_latency_measures_or_takes_a_profile(shell, digits_bundle,
     policy = shell.json(*given, "--profile", profile_file, "--name", "given")
     costs = [each["latency"]["mean_s"] for each in json.loads(profile_file.read_text())["exits"]]
     assert policy["provenance"]["results"]["exit_costs"] == pytest.approx(costs)
-    text = " ".join(shell.works(*given, "--name", "measured").stdout.split())
+    text = " ".join(shell.works(*given, "--name", "measured", "--empirical").stdout.split())
     assert "empirical" in text
     assert "s, all to the last exit" in text
     assert set(shell.json("inspect", digits_bundle)["policies"]) == {"given", "measured"}
+
+
+def test_what_is_proposed_on_a_server_is_certified_on_the_device(shell, digits_bundle, tmp_path):
+    """Samples that propose and samples that test are two sets; the bundle carries the path, not the samples."""
+    proposal = shell.json("propose", digits_bundle, "--data", CALIBRATION_SET, "--score", "best")
+    assert proposal["policies"][0]["thresholds"] == ["inf", "inf"]
+    assert len(proposal["scores"]) == 5
+    assert "in the order of testing" in shell.works("propose", digits_bundle, "--data", CALIBRATION_SET).stdout
+    given = ("calibrate", digits_bundle, "--data", TEST_SET, "--max-drop", "5%", "--confidence", "90%")
+    page = tmp_path / "explorer.html"
+    policy = shell.json(*given, "--html", page)
+    found = policy["provenance"]["certificate"]
+    assert (found["epsilon"], found["samples"], found["path_samples"]) == (0.05, 355, 357)
+    assert found["delta"] == pytest.approx(0.1)
+    assert found["mean_loss"] <= 0.05
+    assert policy["provenance"]["results"]["exit_shares"][0] > 0.3
+    assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+    text = " ".join(shell.works(*given).stdout.split())
+    assert "promise: with probability 0.9 over the drawing of the 355 tested samples" in text
+    again = shell.fails("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "5%")
+    assert "found on these very samples" in again
+    assert shell.json("run", digits_bundle, "--data", TEST_SET)["certified"] is True
+
+
+def test_calibrate_in_other_ways(shell, digits_bundle):
+    given = ("calibrate", digits_bundle, "--data", CALIBRATION_SET)
+    strict = shell.json(*given, "--strict", "--max-drop", "8%", "--loss", "consistency", "--name", "strict")
+    assert strict["provenance"]["certificate"]["conditional"] is True
+    budget = shell.json(*given, "--budget", "2e5", "--name", "budget")
+    assert budget["provenance"]["results"]["expected_cost"] <= 2e5
+    assert "MSDNet's budgeted batch" in " ".join(shell.works(*given, "--budget", "2e5").stdout.split())
+    assert shell.json(*given, "--budget", "20ms")["provenance"]["settings"]["minimize"] == "latency"
+    anytime = shell.json(*given, "--anytime", "--loss", "consistency")["provenance"]["results"]["anytime"]
+    assert [row["exit"] for row in anytime] == ["exit1", "exit2"]
+    assert all(row["loss"] < row["bound"] < 0.2 for row in anytime)
+    assert "at most" in shell.works(*given, "--anytime").stdout
+    for options, message in (
+        (("--budget", "2 hours"), "--budget 2 hours: expected a mean cost"),
+        (("--strict", "--anytime"), "exclude each other"),
+        (("--empirical", "--html", "x.html"), "leave out --empirical"),
+        (("--proposal", "other"), "has no proposal 'other'"),
+        (("--confidence", "100%"), "1 - confidence must be above 0"),
+        (("--loss", "hinge"), "loss 'hinge' is not one of gap, consistency, brier"),
+    ):
+        assert message in shell.fails(*given, *options)
+
+
+def test_a_certificate_ends_where_the_artifacts_are_others(shell, digits_bundle, tmp_path):
+    """Another file of a stage: the same plan, and not what was tested."""
+    shell.works("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "5%")
+    with edgekit.Bundle.open(digits_bundle) as bundle:
+        policy = bundle.policy()
+        artifacts = dict(policy.provenance.artifacts)
+        artifacts[next(iter(artifacts))] = "0" * 64
+        origin = msgspec.structs.replace(policy.provenance, artifacts=artifacts)
+        bundle.save_policy(msgspec.structs.replace(policy, provenance=origin))
+    message = shell.fails("run", digits_bundle, "--data", TEST_SET)
+    assert "policy 'default' is certified for other artifacts (1 files differ" in message
+    assert "--force" in message
+    assert shell.json("run", digits_bundle, "--data", TEST_SET, "--force")["certified"] is False
+    text = " ".join(shell.works("run", digits_bundle, "--data", TEST_SET, "--force").stdout.split())
+    assert "its certificate is for other artifacts" in text
+    with edgekit.load(digits_bundle, force=True) as session:
+        assert session.policy.provenance.guarantee is None
+        assert not session.policy.provenance.certificate.valid
+        with pytest.raises(PolicyError, match="certified for other artifacts"):
+            session.use(bundle.policy())
+    shell.works("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "5%")
+    assert shell.json("run", digits_bundle, "--data", TEST_SET)["certified"] is True
 
 
 def test_profile_ends_with_the_table_and_report_with_its_path(shell, exported_digits, profile_file, tmp_path):

@@ -1,0 +1,355 @@
+"""Is the mean loss above ``epsilon``? p-values and bounds that hold at every sample size, and the sizes they need.
+
+Each p-value is of the hypothesis ``E[x] > epsilon`` for independent losses ``x`` of one distribution: where the
+hypothesis is true, ``P(p <= delta) <= delta``. Only numpy is used, so that a certificate never depends on which
+libraries a device has.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import CalibrationError
+
+__all__ = [
+    "TESTS",
+    "Test",
+    "binomial_p_value",
+    "clopper_pearson_lower",
+    "clopper_pearson_upper",
+    "hoeffding_bentkus_p_value",
+    "p_value",
+    "require_losses",
+    "require_share",
+    "samples_for_power",
+    "smallest_sample",
+    "wsr_p_value",
+]
+
+Test = Literal["binomial", "wsr", "hoeffding-bentkus"]
+TESTS: tuple[Test, ...] = get_args(Test)
+"""Exact for 0/1 losses; for losses up to 1, negative ones too; for losses from 0 to 1."""
+
+LARGEST_BET = 0.99
+"""Share of the wealth that one sample of loss 1 may cost."""
+WHOLE = 1e-9
+"""A sum of losses this near to a whole number counts as that number: 10 losses of 0.1 are 1, however they round."""
+
+
+def require_share(name: str, value: float) -> None:
+    """Raises :class:`CalibrationError` unless ``value`` lies strictly between 0 and 1."""
+    if not 0 < value < 1:
+        raise CalibrationError(f"{name} must be above 0 and below 1, not {value}")
+
+
+def require_losses(losses: NDArray[np.float64], test: str) -> None:
+    """Raises :class:`CalibrationError` unless ``test`` is one of :data:`TESTS` and takes such losses; names the first.
+
+    Args:
+        losses: ``(samples,)`` or ``(exits, samples) float64``.
+        test: ``binomial`` needs 0 or 1, ``hoeffding-bentkus`` 0 to 1, ``wsr`` finite values of at most 1.
+    """
+    if test == "binomial":
+        good, need = (losses == 0) | (losses == 1), "of 0 or 1"
+    elif test == "hoeffding-bentkus":
+        good, need = (losses >= 0) & (losses <= 1), "from 0 to 1"
+    elif test == "wsr":
+        good, need = (losses <= 1) & (losses > -np.inf), "that are finite and at most 1"
+    else:
+        raise CalibrationError(f"test {test!r} is not one of {', '.join(TESTS)}")
+    if not good.all():
+        place = np.unravel_index(int(good.argmin()), good.shape)
+        where = f"exit {place[0]} of sample {place[1]}" if good.ndim == 2 else f"sample {place[0]}"
+        raise CalibrationError(f"test '{test}' needs losses {need}; {where} has {losses[place]}")
+
+
+def p_value(losses: NDArray[np.float64], *, test: Test, epsilon: float, delta: float) -> float:
+    """Of ``E[x] > epsilon``, by one of :data:`TESTS`; 1 for no samples.
+
+    Args:
+        losses: ``(samples,) float64``, in the order that they were drawn (only ``wsr`` looks at the order).
+        test: whose range the losses keep, see :func:`require_losses`.
+        epsilon: 0 to 1.
+        delta: 0 to 1, of the decision to be made. Only ``wsr`` uses it: its bets aim at it.
+
+    Raises:
+        CalibrationError: a loss is not what the test needs, or an option is wrong.
+    """
+    if test == "wsr":
+        return wsr_p_value(losses, epsilon, delta)
+    require_losses(losses, test)
+    if test == "binomial":
+        return binomial_p_value(int(losses.sum()), len(losses), epsilon)
+    return hoeffding_bentkus_p_value(math.fsum(losses), len(losses), epsilon)
+
+
+def binomial_p_value(successes: int, n: int, epsilon: float) -> float:
+    """``P[Bin(n, epsilon) <= successes]``: exact for 0/1 losses, relative error about 1e-12.
+
+    Clopper and Pearson 1934. The probability of ``successes`` itself is Loader's (Fast and Accurate Computation of
+    Binomial Probabilities, 2000); the others follow by ratios of neighbours.
+
+    Args:
+        successes: samples with loss 1.
+        n: samples.
+        epsilon: 0 to 1.
+
+    Raises:
+        CalibrationError: not ``0 <= successes <= n``, or ``epsilon`` is not above 0 and below 1.
+    """
+    successes, n = _counts(successes, n)
+    require_share("epsilon", epsilon)
+    return _binomial_cdf(successes, n, epsilon)
+
+
+def clopper_pearson_upper(successes: int, n: int, delta: float) -> float:
+    """The largest rate that ``successes`` of ``n`` does not refute: true rates lie above it with probability <= delta.
+
+    ``betaincinv(successes + 1, n - successes, 1 - delta)`` (Clopper and Pearson 1934), here by bisection; 1 where
+    every sample is one.
+
+    Raises:
+        CalibrationError: not ``0 <= successes <= n``, or ``delta`` is not above 0 and below 1.
+    """
+    successes, n = _counts(successes, n)
+    require_share("delta", delta)
+    if successes == n:
+        return 1.0
+    return _bisect(lambda rate: _binomial_cdf(successes, n, rate) > delta)
+
+
+def clopper_pearson_lower(successes: int, n: int, delta: float) -> float:
+    """The smallest rate that ``successes`` of ``n`` does not refute: true rates lie below it with probability <= delta.
+
+    ``betaincinv(successes, n - successes + 1, delta)`` (Clopper and Pearson 1934); 0 where no sample is one.
+
+    Raises:
+        CalibrationError: not ``0 <= successes <= n``, or ``delta`` is not above 0 and below 1.
+    """
+    successes, n = _counts(successes, n)
+    require_share("delta", delta)
+    if successes == 0:
+        return 0.0
+    return _bisect(lambda rate: _binomial_sf(successes - 1, n, rate) <= delta)
+
+
+def hoeffding_bentkus_p_value(total: float, n: int, epsilon: float) -> float:
+    """For losses from 0 to 1, ``min(exp(-n h1(min(R, epsilon), epsilon)), e P[Bin(n, epsilon) <= ceil(n R)])``.
+
+    ``R = total / n`` and ``h1(a, b) = a ln(a / b) + (1 - a) ln((1 - a) / (1 - b))`` with ``0 ln 0 = 0`` (Hoeffding
+    1963; Bentkus 2004; both in Bates et al., Distribution-Free, Risk-Controlling Prediction Sets, 2021, section 3.1).
+
+    Args:
+        total: sum of the losses. Within :data:`WHOLE` of a whole number it counts as that number. Bentkus's own bound
+            interpolates the tail between whole numbers, so this changes it by a factor below 1 + 1e-7.
+        n: samples.
+        epsilon: 0 to 1.
+
+    Raises:
+        CalibrationError: not ``0 <= total <= n``, or ``epsilon`` is not above 0 and below 1.
+    """
+    n = operator.index(n)
+    require_share("epsilon", epsilon)
+    if not -WHOLE <= total <= n + WHOLE:
+        raise CalibrationError(f"a sum of {total} cannot come from {n} losses from 0 to 1")
+    if abs(total - round(total)) <= WHOLE:
+        total = round(total)
+    if n == 0:
+        return 1.0
+    mean = min(total / n, epsilon)
+    divergence = _x_log_ratio(mean, epsilon) + _x_log_ratio(1 - mean, 1 - epsilon)
+    return min(math.exp(-n * divergence), math.e * _binomial_cdf(math.ceil(total), n, epsilon), 1.0)
+
+
+def wsr_p_value(losses: NDArray[np.float64], epsilon: float, delta: float) -> float:
+    """``1 / max(1, max_i K_i)`` of a gambler who bets on losses below ``epsilon``. Needs only losses of at most 1.
+
+    ``K_i = prod_{j <= i} (1 - nu_j (x_j - epsilon))``, with bets that use the past alone: ``nu_i = min(sqrt(2 ln(1 /
+    delta) / (n v_{i-1})), .99 / (1 - epsilon))``, ``m_i = sum_{j <= i} x_j / (1 + i)`` and ``v_i = (1/4 + sum_{j <= i}
+    (x_j - m_j)^2) / (1 + i)``. Where ``E[x] >= epsilon``, ``K`` is a non-negative supermartingale, and so exceeds
+    ``1 / delta`` at any time with probability ``<= delta`` (Waudby-Smith and Ramdas, Estimating Means of Bounded Random
+    Variables by Betting, 2024, section 4; Ville 1939). Each bet's wealth stays above 0 for every ``x <= 1``, however
+    far below 0.
+
+    Args:
+        losses: ``(samples,) float64`` in the order that they were drawn, or shuffled by a seed chosen before they were
+            seen: the value depends on the order.
+        epsilon: 0 to 1.
+        delta: 0 to 1, of the decision to be made; fixed beforehand. The value is valid at every level, sharpest here.
+
+    Raises:
+        CalibrationError: a loss is above 1 or no number, ``epsilon`` or ``delta`` is not above 0 and below 1.
+    """
+    require_share("epsilon", epsilon)
+    require_share("delta", delta)
+    losses = np.asarray(losses, dtype=np.float64)
+    require_losses(losses, "wsr")
+    n = len(losses)
+    if n == 0:
+        return 1.0
+    growth = np.arange(2.0, n + 2)  # 1 + i
+    means = np.cumsum(losses)
+    means /= growth
+    variances = np.subtract(losses, means, out=means)
+    np.square(variances, out=variances)
+    np.cumsum(variances, out=variances)
+    variances += 0.25
+    variances /= growth
+    bets = growth
+    bets[0] = 0.25
+    bets[1:] = variances[:-1]
+    np.divide(2 * math.log(1 / delta) / n, bets, out=bets)
+    np.sqrt(bets, out=bets)
+    np.minimum(bets, LARGEST_BET / (1 - epsilon), out=bets)
+    wealth = np.subtract(epsilon, losses, out=variances)
+    wealth *= bets
+    np.log1p(wealth, out=wealth)
+    np.cumsum(wealth, out=wealth)
+    return math.exp(-max(0.0, float(wealth.max())))
+
+
+def smallest_sample(epsilon: float, delta: float, test: Test = "binomial") -> int:
+    """The fewest samples with which losses of 0 throughout give ``p <= delta``.
+
+    For ``binomial`` and ``hoeffding-bentkus`` this is ``ceil(ln(delta) / ln(1 - epsilon))``.
+
+    Raises:
+        CalibrationError: ``epsilon`` or ``delta`` is not above 0 and below 1, or the test is unknown.
+    """
+    require_share("epsilon", epsilon)
+    require_share("delta", delta)
+    return _first(lambda n: p_value(np.zeros(n), test=test, epsilon=epsilon, delta=delta) <= delta, above=0)
+
+
+def samples_for_power(epsilon: float, delta: float, *, risk: float, power: float = 0.9, test: Test = "binomial") -> int:
+    """The samples from which on a policy of that true ``risk`` is accepted with probability ``>= power``.
+
+    Of 0/1 losses, exactly. Power is a saw: it falls with ``n`` until one loss more is allowed, so that fewer samples
+    may happen to have it too. ``wsr`` depends on more than the mean loss and has no such count; ``binomial``'s is a
+    guide for it.
+
+    Args:
+        epsilon: 0 to 1.
+        delta: 0 to 1.
+        risk: true mean loss, from 0 to below ``epsilon``.
+        power: 0 to 1.
+        test: ``binomial`` or ``hoeffding-bentkus``.
+
+    Raises:
+        CalibrationError: an option is outside its range, or the test is another.
+    """
+    for name, value in (("epsilon", epsilon), ("delta", delta), ("power", power)):
+        require_share(name, value)
+    if not 0 <= risk < epsilon:
+        raise CalibrationError(f"risk must be from 0 to below epsilon, which is {epsilon}, not {risk}")
+    p_values = {"binomial": binomial_p_value, "hoeffding-bentkus": hoeffding_bentkus_p_value}
+    if test not in p_values:
+        raise CalibrationError(f"the power of test {test!r} is not known; it is for {' and '.join(p_values)}")
+
+    def first_with(count: int, above: int) -> int:
+        """The fewest samples that accept with ``count`` losses."""
+        return _first(lambda n: p_values[test](min(count, n), n, epsilon) <= delta, above=above)
+
+    count, n = 0, first_with(0, 0)
+    if risk == 0:
+        return n
+    while _binomial_cdf(count, (following := first_with(count + 1, n)) - 1, risk) < power:
+        count, n = count + 1, following
+    return n
+
+
+def _counts(successes: int, n: int) -> tuple[int, int]:
+    """Both as whole numbers."""
+    try:
+        successes, n = operator.index(successes), operator.index(n)
+    except TypeError as error:
+        raise CalibrationError(f"counts must be whole numbers, not {successes!r} of {n!r}") from error
+    if not 0 <= successes <= n:
+        raise CalibrationError(f"{successes} of {n} samples is no count")
+    return successes, n
+
+
+def _x_log_ratio(a: float, b: float) -> float:
+    """``a ln(a / b)``, 0 for ``a = 0``."""
+    return a * math.log(a / b) if a > 0 else 0.0
+
+
+def _first(fits: Callable[[int], bool], *, above: int) -> int:
+    """The smallest whole number greater than ``above`` that fits, where all greater ones do too."""
+    step = 1
+    while not fits(above + step):
+        step *= 2
+    low, high = above + step // 2, above + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _bisect(below: Callable[[float], bool]) -> float:
+    """Where ``below`` turns false between 0 and 1, to the last bit."""
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return high
+
+
+def _binomial_cdf(k: int, n: int, p: float) -> float:
+    """``P[Bin(n, p) <= k]``."""
+    if k >= n:
+        return 1.0
+    if k < n * p:
+        return _lower_tail(k, n, p, 1 - p)
+    return 1 - _lower_tail(n - k - 1, n, 1 - p, p)
+
+
+def _binomial_sf(k: int, n: int, p: float) -> float:
+    """``P[Bin(n, p) > k]``, for ``0 <= k < n``."""
+    if k < n * p:
+        return 1 - _lower_tail(k, n, p, 1 - p)
+    return _lower_tail(n - k - 1, n, 1 - p, p)
+
+
+def _lower_tail(k: int, n: int, p: float, q: float) -> float:
+    """``P[Bin(n, p) <= k]`` for ``k`` up to about the mean, ``q = 1 - p``: the terms from ``k`` down to negligible."""
+    terms = int(10 * math.sqrt(n * p * q)) + 100
+    j = np.arange(k, max(k - terms, 0), -1, dtype=np.float64)
+    ratios = j * q / ((n - j + 1) * p)  # P[Bin = j - 1] / P[Bin = j]
+    return min(1.0, _binomial_pmf(k, n, p, q) * (1 + float(np.cumprod(ratios).sum())))
+
+
+def _binomial_pmf(k: int, n: int, p: float, q: float) -> float:
+    """``P[Bin(n, p) = k]`` for ``k < n``, by Loader 2000, equations 4 to 6: no large logarithms that cancel."""
+    if k == 0:
+        return math.exp(n * (math.log1p(-p) if p < q else math.log(q)))
+    exponent = (
+        _stirling_error(n) - _stirling_error(k) - _stirling_error(n - k) - _deviance(k, n * p) - _deviance(n - k, n * q)
+    )
+    return math.exp(exponent) * math.sqrt(n / (2 * math.pi * k * (n - k)))
+
+
+def _stirling_error(n: int) -> float:
+    """``ln n! - ln(sqrt(2 pi n) (n / e)^n)``."""
+    if n < 16:
+        return math.lgamma(n + 1) - (n + 0.5) * math.log(n) + n - 0.5 * math.log(2 * math.pi)
+    square = float(n * n)
+    return (1 / 12 - (1 / 360 - (1 / 1260 - (1 / 1680 - 1 / 1188 / square) / square) / square) / square) / n
+
+
+def _deviance(x: float, mean: float) -> float:
+    """``x ln(x / mean) + mean - x``; by a series where the two are close and would cancel."""
+    if abs(x - mean) >= 0.1 * (x + mean):
+        return x * math.log(x / mean) + mean - x
+    ratio = (x - mean) / (x + mean)
+    total, term = (x - mean) * ratio, 2 * x * ratio
+    for power in range(3, 1000, 2):
+        term *= ratio * ratio
+        if total == (total := total + term / power):
+            break
+    return total

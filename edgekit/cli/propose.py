@@ -1,0 +1,93 @@
+"""``edgekit propose``: policies to be tested on other samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edgekit.certificate import Proposal, to_mapping
+from edgekit.cli import options, output
+from edgekit.records import Profile
+from edgekit.report.formats import percent, si
+
+__all__ = ["EXAMPLE", "command"]
+
+EXAMPLE = "edgekit propose net.edgekit --data validation.npz --score best"
+SHOWN = 12
+"""Policies of the path in the table."""
+
+
+def command(
+    bundle: options.BundlePath,
+    data: options.DataSource,
+    loss: options.LossName = "gap",
+    score: Annotated[
+        str, typer.Option("--score", help="max_prob, margin, neg_entropy, patience, learned, or best of these.")
+    ] = "max_prob",
+    max_drop: Annotated[str, typer.Option("--max-drop", help="Target at which scores are compared.")] = "1%",
+    minimize: Annotated[
+        Literal["latency", "energy", "macs"] | None,
+        typer.Option("--minimize", help="Latency is measured here unless --profile is given. [default: macs]"),
+    ] = None,
+    profile: Annotated[Path | None, typer.Option("--profile", help="Latency and energy from edgekit profile.")] = None,
+    temperature: Annotated[bool, typer.Option("--temperature/--no-temperature", help="Fit one per exit first.")] = True,
+    name: Annotated[str, typer.Option("--name", help="What the proposal is saved as, in the bundle.")] = "default",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")] = 0,
+    runtime: options.Runtime = "onnxruntime",
+    threads: options.Threads = 1,
+    json: options.Json = False,
+) -> None:
+    """Find policies worth testing, on a server's validation samples, and save them in the bundle.
+
+    edgekit calibrate then tests them on the device, with samples of its own.
+    """
+    import edgekit
+
+    drop = options.share(max_drop, option="--max-drop")
+    measured = Profile.load(profile) if profile is not None else None
+    options.find_users_code()
+    with output.Bars() as progress, options.uncalibrated(bundle, runtime=runtime, threads=threads) as session:
+        proposal = edgekit.propose(
+            session,
+            data,
+            loss=loss,
+            score=score,
+            max_drop=drop,
+            minimize=minimize,
+            profile=measured,
+            temperature=temperature,
+            name=name,
+            seed=seed,
+            progress=progress,
+        )
+        exits = tuple(step.name for step in session.plan.exits)
+    output.show(to_mapping(proposal), as_json=json, draw=lambda console: _draw(proposal, exits, bundle, console))
+
+
+def _draw(proposal: Proposal, exits: tuple[str, ...], bundle: Path, console: Console) -> None:
+    if proposal.scores:
+        table = Table(title="scores, on the same samples", title_justify="left")
+        for heading in ("score", f"cost at {proposal.scores[0].epsilon:.3g}", "AUROC of each exit"):
+            table.add_column(heading, justify="left" if heading == "score" else "right")
+        for found in proposal.scores:
+            mark = " (chosen)" if found.score == proposal.score else ""
+            ranked = ", ".join("–" if value is None else f"{value:.3f}" for value in found.auroc)
+            table.add_row(found.score + mark, si(found.cost), ranked)
+        console.print(table)
+    table = Table(title=f"{len(proposal.policies)} policies, in the order of testing", title_justify="left")
+    for heading in ("", f"loss ({proposal.loss})", proposal.cost, *exits):
+        table.add_column(heading, justify="right")
+    step = max(1, len(proposal.policies) // SHOWN)
+    for place in range(0, len(proposal.policies), step):
+        policy = proposal.policies[place]
+        table.add_row(str(place), percent(policy.loss), si(policy.cost), *map(percent, policy.shares))
+    console.print(table)
+    console.print(
+        f"found on {proposal.samples} samples of {proposal.source}; saved in {bundle} as proposal '{proposal.name}'",
+        soft_wrap=True,
+    )
+    console.print("next: edgekit calibrate on other samples, which test these policies", soft_wrap=True)
