@@ -369,9 +369,7 @@ class Audit:
         adaptive, policy = self._state.adaptive, self._base
         if not self._state.recertification.certified:
             never = (math.inf,) * self._last
-            policy = msgspec.structs.replace(
-                policy, thresholds=never, constants={}, name="never-exit", provenance=None
-            )
+            policy = msgspec.structs.replace(policy, thresholds=never, constants={}, name="never-exit", provenance=None)
         elif adaptive is not None and adaptive.shift:
             policy = adaptive.apply(policy)
         if policy != self._session.policy:

@@ -44,7 +44,7 @@ class Loss:
     def test(self) -> Test:
         """Of the tests that its range allows, the one with most power."""
         if self.low < 0:
-            return "wsr"
+            return "ternary" if self.whole and self.low == -1 else "wsr"
         return "binomial" if self.whole else "hoeffding-bentkus"
 
     def __call__(self, logits: NDArray[np.float32], labels: NDArray[np.int64] | None = None) -> NDArray[np.float64]:

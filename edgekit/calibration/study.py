@@ -157,6 +157,7 @@ BOUNDARY_LOSSES: dict[str, Callable[[np.random.Generator, int, float], Floats]] 
 BOUNDARY_KINDS: dict[Test, tuple[str, ...]] = {
     "binomial": ("0 or 1",),
     "hoeffding-bentkus": ("0 or 1", "0 or 1/2", "uniform", "constant"),
+    "ternary": ("0 or 1", "signed, rare", "signed", "signed, often"),
     "wsr": tuple(BOUNDARY_LOSSES),
 }
 
@@ -363,18 +364,18 @@ def record(bundle: Path, data: str, *, progress: Progress = silent) -> Recording
     Raises:
         EdgekitError: the bundle or the data cannot be read, or do not fit.
     """
+    from edgekit.bundle import Bundle
     from edgekit.calibration.calibrate import collect
     from edgekit.data import as_dataset
+    from edgekit.policy import Policy
     from edgekit.session import Session
 
-    with Session.open(bundle) as session:
-        manifest = session.bundle.manifest if session.bundle is not None else None
-        samples = as_dataset(
-            data,
-            preprocess=manifest.preprocess if manifest is not None else None,
-            classes=manifest.classes if manifest is not None else (),
-            progress=progress,
-        )
+    with (
+        Bundle.open(bundle) as opened,
+        Session.open(opened, policy=Policy.never(len(opened.plan.exits))) as session,
+    ):
+        manifest = opened.manifest
+        samples = as_dataset(data, preprocess=manifest.preprocess, classes=manifest.classes, progress=progress)
         collected = collect(session, samples, progress=progress)
         macs = session.plan.exit_macs()
     known = [float(count) for count in macs if count is not None]

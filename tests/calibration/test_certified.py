@@ -47,7 +47,7 @@ def test_a_policy_with_its_certificate(halves, loss):
     assert (found.path, found.path_samples, found.path_source) == (proposal.digest, 2000, "scripted")
     assert found.p_value <= 0.1
     assert found.mean_loss <= 0.05
-    assert found.test == {"gap": "wsr", "consistency": "binomial", "brier": "wsr"}[loss]
+    assert found.test == {"gap": "ternary", "consistency": "binomial", "brier": "wsr"}[loss]
     assert "with probability 0.9 over the drawing of the 2000 tested samples" in origin.guarantee
     assert origin.results["as_predicted"] == 1.0
     assert origin.results["expected_cost"] < origin.results["cost_of_last_exit"]

@@ -65,7 +65,7 @@ def test_every_built_in_loss_keeps_the_range_it_tells(logits):
 
 def test_the_range_decides_the_test():
     assert {name: loss.test for name, loss in LOSSES.items()} == {
-        "gap": "wsr", "consistency": "binomial", "brier": "wsr",
+        "gap": "ternary", "consistency": "binomial", "brier": "wsr",
     }  # fmt: skip
     assert Loss(name="mine", per_sample=lambda logits, labels: logits).test == "hoeffding-bentkus"
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from edgekit.calibration import risk
 from edgekit.calibration.risk import (
     TESTS,
     binomial_p_value,
@@ -19,6 +20,7 @@ from edgekit.calibration.risk import (
     require_losses,
     samples_for_power,
     smallest_sample,
+    ternary_p_value,
     wsr_p_value,
 )
 from edgekit.errors import CalibrationError
@@ -124,6 +126,79 @@ def test_betting_leaves_its_input_as_it_was():
     assert losses.tolist() == [0.0, 1.0, -1.0, 0.0]
 
 
+def walk_tail(end, n, plus, minus):
+    """P[sum of n steps of 1, -1 and 0 <= end], step by step."""
+    masses = {0: 1.0}
+    for _ in range(n):
+        following: dict[int, float] = {}
+        for place, mass in masses.items():
+            for step, share in ((1, plus), (-1, minus), (0, 1 - plus - minus)):
+                following[place + step] = following.get(place + step, 0.0) + mass * share
+        masses = following
+    return sum(mass for place, mass in masses.items() if place <= end)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(-40, 40),
+    st.floats(0, 0.5),
+    st.floats(0, 0.5),
+)
+@settings(max_examples=60, deadline=None)
+def test_sums_of_signed_losses_are_added_up_exactly(n, end, plus, minus):
+    end = max(-n, min(n, end))
+    found = risk._walk_tails(end, n, plus=np.array([plus]), minus=np.array([minus]))[0]
+    assert found == pytest.approx(walk_tail(end, n, plus, minus), abs=1e-11)
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.1])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.45])
+def test_ternary_errs_no_more_than_delta_whatever_the_share_of_zeros(epsilon, share):
+    """At the boundary, over every pair of counts there can be; exactly."""
+    n, plus, minus = 60, share + epsilon, share
+    zero = 1 - plus - minus
+    for delta in (0.05, 0.2):
+        total = 0.0
+        for lost in range(n + 1):
+            for gained in range(n + 1 - lost):
+                mass = stats.multinomial.pmf([lost, gained, n - lost - gained], n, [plus, minus, zero])
+                if mass > 1e-9 and ternary_p_value(lost, gained, n, epsilon, delta) <= delta:
+                    total += mass
+        assert total <= delta + 1e-6
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(0, n))))
+@settings(max_examples=100, deadline=None)
+def test_ternary_is_not_below_what_it_is_at_any_rate_in_question(counts):
+    """Against the largest over a fine grid of rates up to the upper bound, summed by the other way."""
+    n, lost, gained = counts
+    gained = min(gained, n - lost)
+    epsilon, delta = 0.05, 0.1
+    found = ternary_p_value(lost, gained, n, epsilon, delta)
+    top = clopper_pearson_upper(lost + gained, n, 0.05 * delta)
+    rates = np.linspace(epsilon, max(top, epsilon), 50)
+    tails = risk._walk_tails(lost - gained, n, plus=(rates + epsilon) / 2, minus=(rates - epsilon) / 2)
+    assert found >= (tails.max() if top >= epsilon else 0.0) - 1e-9
+    assert found <= 1
+
+
+@pytest.mark.parametrize("delta", [0.001, 0.01, 0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("epsilon", [0.005, 0.02, 0.1])
+def test_very_few_signed_losses_are_tested_by_betting(epsilon, delta):
+    """There is no number of samples, all without loss, that passes while some more do not."""
+    least = smallest_sample(epsilon, delta, "ternary")
+    assert least == smallest_sample(epsilon, delta, "wsr")
+    for n in range(least, 12 * least, max(1, least // 20)):
+        assert p_value(np.zeros(n), test="ternary", epsilon=epsilon, delta=delta) <= delta
+
+
+def test_ternary_of_a_million_is_betting():
+    losses = np.zeros(30_000)
+    losses[:300] = 1
+    given = {"epsilon": 0.02, "delta": 0.1}
+    assert p_value(losses, test="ternary", **given) == p_value(losses, test="wsr", **given)
+
+
 def test_betting_uses_the_order_and_the_others_do_not():
     losses = np.repeat([0.0, 1.0], [150, 3])
     for test in TESTS:
@@ -201,6 +276,7 @@ def test_shares_outside_their_range(test, bad):
     ("test", "bad", "need"),
     [("binomial", 0.5, "of 0 or 1"), ("binomial", -1, "of 0 or 1"), ("binomial", math.nan, "of 0 or 1"),
      ("hoeffding-bentkus", -0.1, "from 0 to 1"), ("hoeffding-bentkus", 1.5, "from 0 to 1"),
+     ("ternary", 0.5, "of -1, 0 or 1"), ("ternary", math.nan, "of -1, 0 or 1"),
      ("wsr", 1.5, "finite and at most 1"), ("wsr", math.nan, "finite and at most 1"),
      ("wsr", -math.inf, "finite and at most 1")],
 )  # fmt: skip
@@ -212,7 +288,7 @@ def test_losses_that_a_test_does_not_take(test, bad, need):
 
 
 def test_an_unknown_test():
-    with pytest.raises(CalibrationError, match="test 'guess' is not one of binomial, wsr, hoeffding-bentkus"):
+    with pytest.raises(CalibrationError, match="test 'guess' is not one of binomial, ternary, wsr, hoeffding-bentkus"):
         p_value(np.zeros(3), test="guess", epsilon=0.1, delta=0.1)
 
 
@@ -236,11 +312,11 @@ def test_smallest_samples_of_the_literature():
 @pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.1, 0.3])
 def test_samples_for_power_by_trying_every_size(epsilon, power):
     sizes = np.arange(1, 6000)
-    for risk in (0, epsilon / 4, epsilon / 2, 0.6 * epsilon):
+    for rate in (0, epsilon / 4, epsilon / 2, 0.6 * epsilon):
         accepted = stats.binom.ppf(0.1, sizes, epsilon).astype(int)
         accepted -= stats.binom.cdf(accepted, sizes, epsilon) > 0.1
-        short = np.flatnonzero(stats.binom.cdf(accepted, sizes, risk) < power)
-        assert samples_for_power(epsilon, 0.1, risk=risk, power=power) == sizes[short[-1]] + 1
+        short = np.flatnonzero(stats.binom.cdf(accepted, sizes, rate) < power)
+        assert samples_for_power(epsilon, 0.1, risk=rate, power=power) == sizes[short[-1]] + 1
 
 
 def test_samples_for_power_of_hoeffding_bentkus_are_more():
@@ -266,6 +342,7 @@ def boundary_losses(kind, epsilon, shape, rng):
 @pytest.mark.parametrize("n", [60, 200])
 @pytest.mark.parametrize(("test", "kind"), [
     ("binomial", "count"), ("hoeffding-bentkus", "count"), ("hoeffding-bentkus", "uniform"),
+    ("ternary", "count"), ("ternary", "0.01"), ("ternary", "0.3"),
     ("wsr", "count"), ("wsr", "uniform"), ("wsr", "0.01"), ("wsr", "0.3"),
 ])  # fmt: skip
 def test_at_the_boundary_a_test_errs_no_more_than_delta(test, kind, n):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 
@@ -247,6 +248,21 @@ def test_what_is_proposed_on_a_server_is_certified_on_the_device(shell, digits_b
     again = shell.fails("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "5%")
     assert "found on these very samples" in again
     assert shell.json("run", digits_bundle, "--data", TEST_SET)["certified"] is True
+
+
+def test_a_device_certifies_with_numpy_alone(shell, digits_bundle, tmp_path):
+    """Where scipy is not installed, the same policy with the same p-value."""
+    images = digits.test_set()
+    np.savez(tmp_path / "device.npz", x=images.batch(slice(None)), y=images.labels)
+    shell.works("propose", digits_bundle, "--data", CALIBRATION_SET)
+    given = ("calibrate", str(digits_bundle), "--data", str(tmp_path / "device.npz"), "--max-drop", "5%", "--json")
+    without = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.modules['scipy'] = None; from edgekit.cli import main; main()", *given],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    bare, full = json.loads(without.stdout), shell.json(*given[:-1])
+    assert bare["thresholds"] == full["thresholds"]
+    assert bare["provenance"]["certificate"] == full["provenance"]["certificate"]
 
 
 def test_calibrate_in_other_ways(shell, digits_bundle):
