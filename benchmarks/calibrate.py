@@ -66,7 +66,7 @@ def synthetic(exits: int, samples: int, *, seed: int = 0) -> Scored:
             noise = 0.6 * random.standard_normal(samples, dtype=np.float32)
             scores[index] = 1 / (1 + np.exp(2 * (difficulty - depth[index] + noise)))
     costs = np.linspace(1, 3, exits) / 3
-    return Scored(name=f"synthetic, {exits} exits", scores=scores, losses=right[-1] - right, costs=costs, test="wsr")
+    return Scored(name=f"synthetic, {exits} exits", scores=scores, losses=right[-1] - right, costs=costs, test="ternary")
 
 
 def from_file(path: Path) -> list[Scored]:
@@ -80,7 +80,7 @@ def from_file(path: Path) -> list[Scored]:
     consistency = (classes != classes[-1]).astype(np.int8)
     return [
         Scored(name=f"{path.name}, consistency", scores=scores, losses=consistency, costs=costs, test="binomial"),
-        Scored(name=f"{path.name}, gap", scores=scores, losses=right[-1] - right, costs=costs, test="wsr"),
+        Scored(name=f"{path.name}, gap", scores=scores, losses=right[-1] - right, costs=costs, test="ternary"),
     ]
 
 
@@ -117,10 +117,10 @@ def speed(samples: int) -> dict[str, float]:
         propose_path(many.scores, many.losses, many.costs)
 
     def prove() -> None:
-        certify(many.scores, many.losses, thresholds(path), epsilon=0.02, delta=DELTA, test="wsr")
+        certify(many.scores, many.losses, thresholds(path), epsilon=0.02, delta=DELTA, test="ternary")
 
     def prove_few() -> None:
-        certify(few.scores, few.losses, thresholds(path), epsilon=0.05, delta=DELTA, test="wsr")
+        certify(few.scores, few.losses, thresholds(path), epsilon=0.05, delta=DELTA, test="ternary")
 
     given = many.scores.nbytes + many.losses.nbytes
     return {

@@ -14,7 +14,7 @@ from rich.tree import Tree
 
 from edgekit.bundle import Bundle
 from edgekit.cli import options, output
-from edgekit.plan import Gate, Run, Step
+from edgekit.plan import Gate, Plan, Run, Step
 from edgekit.policy import Policy
 from edgekit.report.formats import si, size
 from edgekit.report.work import handed_through, macs_of, macs_text
@@ -100,6 +100,8 @@ def _gate(bundle: Bundle, gate: Gate) -> dict[str, Any]:
     return {
         "gate": gate.name,
         "value": gate.value,
+        "compared": _compared(plan, gate),
+        "whole": gate.whole,
         "reason": _reasons(bundle).get(gate.name),
         "gives": {name: {"open": ways[0], "closed": ways[1]} for name, ways in gate.outputs.items()},
         **{
@@ -111,6 +113,12 @@ def _gate(bundle: Bundle, gate: Gate) -> dict[str, Any]:
             for word, is_open in (("open", True), ("closed", False))
         },
     }
+
+
+def _compared(plan: Plan, gate: Gate) -> str | None:
+    """``score > 0.5``, where the gate compares a score with a constant that a policy may move."""
+    found = (each for each in plan.constants if gate.name in each.gates)
+    return next((f"score {each.comparison} {each.value:g}" for each in found), None)
 
 
 def _reasons(bundle: Bundle) -> dict[str, str]:
@@ -169,9 +177,11 @@ def _add_steps(tree: Tree, steps: Sequence[dict[str, Any]], whole: int | None) -
 def _add_gate(tree: Tree, gate: dict[str, Any], whole: int | None) -> None:
     """What it guards, and under it the steps of the open way, then what happens when it is closed."""
     opened, closed = gate["open"], gate["closed"]
+    asked = f" ({gate['compared']})" if gate["compared"] else ""
+    asked += ", for all rows if for one" if gate["whole"] else ""
     guards = f"guards {macs_text(opened['macs'], whole)}, " if opened["steps"] else ""
     branch = tree.add(
-        Text.assemble("gate  ", (gate["gate"], "bold magenta"), f"  {guards}open if {gate['value']} is not 0")
+        Text.assemble("gate  ", (gate["gate"], "bold magenta"), f"  {guards}open if {gate['value']} is not 0{asked}")
     )
     _add_steps(branch, opened["steps"], whole)
     if opened["hands_through"]:
