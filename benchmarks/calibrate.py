@@ -66,7 +66,9 @@ def synthetic(exits: int, samples: int, *, seed: int = 0) -> Scored:
             noise = 0.6 * random.standard_normal(samples, dtype=np.float32)
             scores[index] = 1 / (1 + np.exp(2 * (difficulty - depth[index] + noise)))
     costs = np.linspace(1, 3, exits) / 3
-    return Scored(name=f"synthetic, {exits} exits", scores=scores, losses=right[-1] - right, costs=costs, test="ternary")
+    return Scored(
+        name=f"synthetic, {exits} exits", scores=scores, losses=right[-1] - right, costs=costs, test="ternary"
+    )
 
 
 def from_file(path: Path) -> list[Scored]:

@@ -13,6 +13,7 @@ Importing this loads none of the libraries that the verbs need; each imports its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -370,12 +371,24 @@ def calibrate(
     """
     from edgekit import calibration
 
+    certified = confidence is not None and budget is None and not anytime
+    if (anytime and (budget is not None or confidence is None)) or (not certified and (proposal or conditional)):
+        raise CalibrationError(
+            "a budget, anytime bounds (with a confidence), the empirical choice and a tested proposal exclude each "
+            "other: ask for one"
+        )
+    if confidence is None and budget is None and loss != "gap":
+        raise CalibrationError("the empirical choice is for the loss 'gap'; give a confidence for others")
     samples = _samples(session, data, progress)
+    given = _proposal(session, proposal, loss, score) if certified else None
     if not anytime:
-        profile = _measured(session, samples, minimize, profile, progress)
+        look = samples
+        if certified and given is None:  # what proposes must not look at what tests, not even for what it costs
+            ours = calibration.halves(len(samples), seed)[0]
+            labels = None if samples.labels is None else samples.labels[ours]
+            look = replace(samples, inputs=samples.inputs[ours], labels=labels) if len(ours) else samples
+        profile = _measured(session, look, minimize, profile, progress)
     if anytime or budget is not None:
-        if confidence is None and anytime:
-            raise CalibrationError("anytime bounds need a confidence")
         policy = (
             calibration.calibrate_anytime(
                 session, samples, delta=1 - (confidence or 0), loss=loss, name=name, seed=seed, progress=progress
@@ -394,7 +407,7 @@ def calibrate(
     else:
         policy = calibration.calibrate_certified(
             session, samples, epsilon=max_drop, delta=1 - confidence, loss=loss, conditional=conditional,
-            proposal=_proposal(session, proposal, loss, score), score=score or "max_prob", minimize=minimize,
+            proposal=given, score=score or "max_prob", minimize=minimize,
             profile=profile, temperature=temperature, name=name, seed=seed, progress=progress,
         )  # fmt: skip
     if save and session.bundle is not None:

@@ -64,6 +64,7 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
         samples: that it was found on.
         source: of these.
         data_sha256: their digest.
+        seen: 8-byte digests of their inputs, sorted, in base 64: none of them may test the policies.
         runtime: that gave their logits.
         created: UTC, ISO 8601.
     """
@@ -80,6 +81,7 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     source: str
     data_sha256: str
+    seen: str = ""
     runtime: str
     created: str
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekit.calibration.audit import Audit
 from edgekit.calibration.calibrate import Collected, calibrate_empirically, collect
-from edgekit.calibration.certified import calibrate_certified
+from edgekit.calibration.certified import calibrate_certified, halves
 from edgekit.calibration.certify import certify, certify_strict, fixed_sequence
 from edgekit.calibration.losses import LOSSES, Loss
 from edgekit.calibration.modes import calibrate_anytime, calibrate_budget
@@ -32,6 +32,7 @@ __all__ = [
     "expected_calibration_error",
     "fit_temperature",
     "fixed_sequence",
+    "halves",
     "negative_log_likelihood",
     "propose",
     "propose_budget",

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.calibration.bands import interval
-from edgekit.calibration.calibrate import Minimize, confidence_of, provenance_of, run_policy
+from edgekit.calibration.calibrate import Minimize, confidence_of, provenance_of, run_policy, usable_labels
 from edgekit.calibration.certify import Certification, Setting, certify, certify_settings, certify_strict, shuffled
 from edgekit.calibration.gathered import Gathered
 from edgekit.calibration.losses import Loss
-from edgekit.calibration.proposal import Scoring, find_loss, propose_on
-from edgekit.calibration.risk import require_share
+from edgekit.calibration.proposal import Scoring, find_loss, propose_on, was_seen
+from edgekit.calibration.risk import require_share, smallest_sample
 from edgekit.calibration.scorers import auroc
 from edgekit.calibration.thresholds import exits_taken
-from edgekit.certificate import Certificate, Point, Proposal, Target, Tradeoff
+from edgekit.certificate import Certificate, Point, Proposal, Proposed, Target, Tradeoff
 from edgekit.data import Dataset
 from edgekit.environment import Environment
 from edgekit.errors import CalibrationError
@@ -29,9 +29,11 @@ from edgekit.records import Profile
 if TYPE_CHECKING:
     from edgekit.session import Session
 
-__all__ = ["METHOD", "calibrate_certified"]
+__all__ = ["METHOD", "calibrate_certified", "halves"]
 
 METHOD = "certified: the cheapest policy that passed a fixed-sequence test along a path found on other samples"
+LEAVERS = 100
+"""Samples expected to leave at an exit or before it, below which a promise about them alone is not worth its test."""
 BAND = 0.95
 """Confidence of each point's interval in the trade-off."""
 TARGETS = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1)
@@ -86,21 +88,26 @@ def calibrate_certified(
     require_share("1 - confidence", delta)
     found = find_loss(loss)
     before = session.policy
+    if found.needs_labels or data.labels is not None:
+        usable_labels(data, session.plan.classes)
+    if conditional and len(session.plan.exits) == 1:
+        raise CalibrationError("the network has one exit: nobody leaves early, so there is nothing to promise of them")
     gathered = Gathered(session, data, minimize=minimize, profile=profile, progress=progress)
+    split = proposal is None
     try:
         if proposal is None:
-            order = shuffled(len(data), seed)
-            ours, rows = np.sort(order[: len(data) // 2]), np.sort(order[len(data) // 2 :])
+            ours, rows = halves(len(data), seed)
             proposal = propose_on(
                 gathered, ours, found, score=score, epsilon=epsilon, temperature=temperature, name=name, seed=seed
             )
         else:
-            _require_other_samples(proposal, gathered, found, conditional=conditional)
             rows = np.arange(len(data))
+            _require_other_samples(proposal, gathered, found, conditional=conditional)
         tested = _Tested(gathered, proposal, found, rows, delta=delta, seed=seed, conditional=conditional)
         certification = tested.certify(epsilon)
         chosen = tested.cheapest(certification)
-        certificate = _certificate(certification, chosen, proposal, session, found, conditional=conditional)
+        certificate = _certificate(certification, chosen, tested.proposal, session, found, conditional=conditional)
+        proposal = tested.proposal
         tradeoff = tested.tradeoff(certification, chosen)
         policy = Policy(
             score=proposal.score,
@@ -115,11 +122,11 @@ def calibrate_certified(
         results = {
             **_results(gathered, classes, taken, rows),
             "as_predicted": float((taken[rows] == tested.exits(chosen)).mean()),
-            "warnings": _warnings(gathered, rows),
+            "warnings": _warnings(gathered, rows, tested.proposal if split else None),
             "cost_unit": gathered.unit,
-            "exit_costs": list(gathered.costs({})),
+            "exit_costs": list(gathered.costs({}, rows)),
             "expected_cost": tested.cost(chosen),
-            "cost_of_last_exit": gathered.costs({})[-1],
+            "cost_of_last_exit": gathered.costs({}, rows)[-1],
         }
         if data.labels is not None:
             results |= confidence_of(gathered.logits({})[:, rows], data.labels[rows], proposal.temperatures)
@@ -135,7 +142,7 @@ def calibrate_certified(
             "seed": seed,
         }
         provenance = provenance_of(
-            session, data, settings=settings, results=results, method=METHOD, guarantee=_promise(certificate)
+            session, data, settings=settings, results=results, method=METHOD, guarantee=_promise(certificate, len(data))
         )
         provenance = msgspec.structs.replace(provenance, certificate=certificate, tradeoff=tradeoff)
         policy = msgspec.structs.replace(policy, provenance=provenance)
@@ -155,13 +162,38 @@ def _require_other_samples(proposal: Proposal, gathered: Gathered, loss: Loss, *
             f"proposal '{proposal.name}' is ordered by loss '{proposal.loss}', not '{loss.name}': propose for this "
             "loss, or ask for that one"
         )
-    if proposal.data_sha256 == data.sha256:
+    if gathered.quantity != "macs" and any(policy.constants for policy in proposal.policies):
         raise CalibrationError(
-            f"{data.source}: proposal '{proposal.name}' was found on these very samples, which then cannot test it: "
-            "give others"
+            f"proposal '{proposal.name}' moves constants of gates, whose {gathered.quantity} was not measured: "
+            f"minimize 'macs', or propose for {gathered.quantity}"
+        )
+    known = int(was_seen(proposal, data, np.arange(len(data))).sum())
+    if known or proposal.data_sha256 == data.sha256:
+        raise CalibrationError(
+            f"{data.source}: proposal '{proposal.name}' was found on {known} of these very samples, which then cannot "
+            "test it: give others"
         )
     if conditional and any(policy.constants for policy in proposal.policies):
         raise CalibrationError("a promise about those who leave early cannot be tested with other constants of gates")
+
+
+def _testable(proposal: Proposal, samples: int, loss: Loss, *, delta: float) -> Proposal:
+    """Without policies that let too few leave early for a test of those alone; told from the proposing samples."""
+    least = smallest_sample(0.5, delta, loss.test)
+
+    def early(policy: Proposed) -> bool:
+        left = np.cumsum(policy.shares[:-1]) * samples
+        used = np.asarray(policy.thresholds) < math.inf
+        return bool((left[used] >= max(least, LEAVERS)).all())
+
+    first, *others = proposal.policies
+    return msgspec.structs.replace(proposal, policies=(first, *filter(early, others)))
+
+
+def halves(samples: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Samples that propose and samples that test, where one set has to do both."""
+    order = shuffled(samples, seed)
+    return np.sort(order[: samples // 2]), np.sort(order[samples // 2 :])
 
 
 class _Tested:
@@ -179,7 +211,7 @@ class _Tested:
         conditional: bool,
     ) -> None:
         self.gathered = gathered
-        self.proposal = proposal
+        self.proposal = _testable(proposal, len(rows), loss, delta=delta) if conditional else proposal
         self.loss = loss
         self.rows = rows
         self.delta = delta
@@ -204,7 +236,7 @@ class _Tested:
 
     def cost(self, place: int) -> float:
         """Mean cost of a policy on these samples."""
-        costs = np.asarray(self.gathered.costs(self.proposal.policies[place].constants))
+        costs = np.asarray(self.gathered.costs(self.proposal.policies[place].constants, self.rows))
         return float(costs[self.exits(place)].mean())
 
     def certify(self, epsilon: float) -> Certification:
@@ -261,7 +293,7 @@ class _Tested:
         logits = gathered.logits(policy.constants)[:, self.rows]
         labels = gathered.data.labels
         classes = logits.argmax(axis=2)[taken, np.arange(len(taken))]
-        macs = gathered.macs(policy.constants)
+        macs = gathered.macs(policy.constants, self.rows)
         latency, energy = self._profiled(policy.constants)
         return Point(
             thresholds=policy.thresholds,
@@ -325,15 +357,17 @@ def _certificate(
     )
 
 
-def _promise(certificate: Certificate) -> str:
+def _promise(certificate: Certificate, given: int) -> str:
+    sure = float(f"{1 - certificate.delta:.12f}")
     among = " among those who leave early, at or before each exit," if certificate.conditional else ""
     if certificate.samples < certificate.needed:
         return (
             f"nobody leaves early, so nothing is lost: {certificate.samples} samples are too few to certify more, "
             f"{certificate.needed} are needed"
+            + ("" if given == certificate.samples else f" ({2 * certificate.needed} where half of them propose)")
         )
     return (
-        f"with probability {1 - certificate.delta:g} over the drawing of the {certificate.samples} tested samples, "
+        f"with probability {sure!r} over the drawing of the {certificate.samples} tested samples, "
         f"the mean loss ({certificate.loss}) against the last exit{among} is at most {certificate.epsilon:g} on inputs "
         "like them"
     )
@@ -362,10 +396,22 @@ def _results(
     return results
 
 
-def _warnings(gathered: Gathered, rows: NDArray[np.intp]) -> list[str]:
-    """What makes samples doubtful: a certificate is about independent draws of what comes in use."""
+def _warnings(gathered: Gathered, rows: NDArray[np.intp], proposal: Proposal | None) -> list[str]:
+    """What makes samples doubtful: a certificate is about independent draws of what comes in use.
+
+    Args:
+        gathered: what the network says about them.
+        rows: that were tested.
+        proposal: found on other samples of the same set.
+    """
     told = []
     data = gathered.data
+    if proposal is not None:
+        both = int(was_seen(proposal, data, rows).sum())
+        if both:
+            told.append(
+                f"{both} of {len(rows)} tested samples are among those that proposed the path: remove duplicates"
+            )
     flat = gathered.logits({})[:, rows].transpose(1, 0, 2).reshape(len(rows), -1)
     alike = len(flat) - len(np.unique(flat, axis=0))
     if alike:
@@ -376,7 +422,8 @@ def _warnings(gathered: Gathered, rows: NDArray[np.intp]) -> list[str]:
     if data.labels is not None:
         classes = gathered.session.plan.classes
         accuracy = float((gathered.logits({})[-1].argmax(axis=1) == data.labels)[rows].mean())
-        if accuracy <= 1.5 / classes:
+        guessing = 1 / classes
+        if accuracy <= guessing + 4 * math.sqrt(guessing * (1 - guessing) / len(rows)):
             told.append(
                 f"the last exit is right for {accuracy:.1%} of the samples, about what guessing gives: are the labels "
                 "those of this network's classes?"

@@ -32,6 +32,7 @@ COSTED = 256
 """Samples on which the cost of a setting of constants is measured, in MACs that ran."""
 
 Constants = Mapping[str, float]
+Rows = NDArray[np.intp]
 
 
 class Gathered:
@@ -63,7 +64,7 @@ class Gathered:
         self.profile = profile
         self._progress = progress
         self._collected: dict[tuple[tuple[str, float], ...], Collected] = {}
-        self._macs: dict[tuple[tuple[str, float], ...], tuple[float, ...] | None] = {}
+        self._macs: dict[tuple[object, ...], tuple[float, ...] | None] = {}
         self._before = session.policy
 
     def close(self) -> None:
@@ -85,8 +86,8 @@ class Gathered:
             return loss(logits, self.data.labels)
         return loss(np.concatenate([logits, self.logits({})[-1:]]), self.data.labels)[:-1]
 
-    def costs(self, constants: Constants) -> tuple[float, ...]:
-        """Mean cost of leaving at each exit, in :attr:`unit`.
+    def costs(self, constants: Constants, rows: Rows) -> tuple[float, ...]:
+        """Mean cost of leaving at each exit, in :attr:`unit`; of what runs, on some of ``rows``.
 
         Raises:
             CalibrationError: it was not measured with these constants.
@@ -99,23 +100,27 @@ class Gathered:
                     f"{self.quantity} was not measured with other constants of gates; minimize 'macs' instead"
                 )
             return self.trained_costs
-        counted = self.macs(constants)
+        counted = self.macs(constants, rows)
         assert counted is not None  # exit_costs refuses stages without a count
         return counted
 
-    def saves(self, constants: Constants) -> bool:
-        """Whether reaching the last exit costs less than with the gates as trained; told from a few samples."""
-        return self.costs(constants)[-1] < self.costs({})[-1]
+    def saves(self, constants: Constants, rows: Rows) -> bool:
+        """Whether reaching the last exit costs less than with the gates as trained; told from a few of ``rows``."""
+        return self.costs(constants, rows)[-1] < self.costs({}, rows)[-1]
 
-    def macs(self, constants: Constants) -> tuple[float, ...] | None:
-        """Mean MACs of leaving at each exit, of what ran; ``None`` when uncounted."""
-        key = _key(constants)
+    def macs(self, constants: Constants, rows: Rows) -> tuple[float, ...] | None:
+        """Mean MACs of leaving at each exit, of what ran on a few of ``rows``; ``None`` when uncounted.
+
+        What proposes a path must not look at the samples that test it, not even for what they cost.
+        """
+        few = rows[:COSTED]
+        key = (_key(constants), few.tobytes())
         if key not in self._macs:
             self._use(constants)
-            rows = self.data.batch(slice(0, COSTED))
+            inputs = self.data.batch(few)
             means = []
             for index in range(len(self.session.plan.exits)):
-                result = self.session.run(rows, exit=index)
+                result = self.session.run(inputs, exit=index)
                 means.append(mean_macs(self.session.plan, result.executed, samples=len(result.exit)))
             known = tuple(mean for mean in means if mean is not None)
             self._macs[key] = known if len(known) == len(means) else None

@@ -80,7 +80,11 @@ def calibrate_budget(
     gathered = Gathered(session, data, minimize=minimize, profile=profile, progress=progress)
     try:
         labels = usable_labels(data, session.plan.classes) if found.needs_labels or data.labels is not None else None
-        logits, losses, costs = gathered.logits({}), gathered.losses(found, {}), gathered.costs({})
+        logits, losses, costs = (
+            gathered.logits({}),
+            gathered.losses(found, {}),
+            gathered.costs({}, np.arange(len(data))),
+        )
         fitted = tuple(1.0 if labels is None or not temperature else fit_temperature(each, labels) for each in logits)
         scores = scores_of(logits[:-1], score, fitted)
         chosen = propose_budget(scores, losses, costs, budget=budget, seed=seed)
@@ -157,6 +161,8 @@ def calibrate_anytime(
         CalibrationError: the data or the options do not allow it.
     """
     require_share("1 - confidence", delta)
+    if len(session.plan.exits) == 1:
+        raise CalibrationError("the network has one exit: there is no other to stop at")
     found = find_loss(loss)
     before = session.policy
     gathered = Gathered(session, data, minimize="macs", profile=None, progress=progress)
@@ -177,11 +183,16 @@ def calibrate_anytime(
             for index, (name_of, row, bound) in enumerate(zip(exits, losses, bounds, strict=False))
         ]
         policy = msgspec.structs.replace(Policy.never(len(exits)), name=name)
-        results = {"anytime": rows, "cost_unit": gathered.unit, "exit_costs": list(gathered.costs({}))}
+        results = {
+            "anytime": rows,
+            "cost_unit": gathered.unit,
+            "exit_costs": list(gathered.costs({}, np.arange(len(data)))),
+        }
         settings = {"confidence": 1 - delta, "loss": found.name, "test": found.test, "seed": seed}
+        sure = float(f"{1 - delta:.12f}")
         promise = (
-            f"with probability {1 - delta:g} over the drawing of the {len(data)} samples, the mean loss "
-            f"({found.name}) of stopping at an exit is at most its bound, at all exits together"
+            f"with probability {sure!r} over the drawing of the {len(data)} samples, the mean loss ({found.name}) of "
+            "stopping at an exit is at most its bound, at all exits together"
         )
         provenance = provenance_of(
             session, data, settings=settings, results=results, method=ANYTIME_METHOD, guarantee=promise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +32,14 @@ from edgekit.scoring import LearnedScorer, patience
 if TYPE_CHECKING:
     from edgekit.session import Session
 
-__all__ = ["ALL_SCORES", "Scoring", "find_loss", "propose", "propose_on"]
+__all__ = ["ALL_SCORES", "Scoring", "digests", "find_loss", "propose", "propose_on", "seen", "was_seen"]
 
 ALL_SCORES = (*SCORES, "patience", "learned")
 """Scores that can be compared; of two exits or more."""
 
 
+DIGESTED = 256
+"""Samples whose inputs are read at a time."""
 POINTS = 64
 """Most policies of a proposal."""
 
@@ -61,6 +65,27 @@ class Scoring:
         if self.scorer is not None:
             return self.scorer(logits)
         return scores_of(logits[:-1], self.name, self.temperatures)
+
+
+def digests(data: Dataset, rows: NDArray[np.intp]) -> NDArray[np.uint64]:
+    """``(rows,) uint64`` of the inputs of some samples as the network gets them; equal for equal samples."""
+    found = np.empty(len(rows), dtype=np.uint64)
+    for start in range(0, len(rows), DIGESTED):
+        for place, sample in enumerate(data.batch(rows[start : start + DIGESTED])):
+            digest = hashlib.blake2b(np.ascontiguousarray(sample).tobytes(), digest_size=8).digest()
+            found[start + place] = int.from_bytes(digest, "little")
+    return found
+
+
+def seen(data: Dataset, rows: NDArray[np.intp]) -> str:
+    """Digests of samples as a proposal keeps them."""
+    return base64.b64encode(np.unique(digests(data, rows)).astype("<u8").tobytes()).decode()
+
+
+def was_seen(proposal: Proposal, data: Dataset, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """``(rows,)`` whether each sample is one that a proposal was found on."""
+    known = np.frombuffer(base64.b64decode(proposal.seen), dtype="<u8")
+    return np.isin(digests(data, rows), known)
 
 
 def find_loss(loss: str | Loss) -> Loss:
@@ -147,12 +172,12 @@ def propose_on(
     )
     found = _compare(gathered, rows, loss, temperatures, labels, epsilon=epsilon, seed=seed, only=score)
     chosen = min(found, key=lambda each: each[1].cost) if score == "best" else found[_place(found, score)]
-    scoring, _, rows = chosen
+    scoring, _, found_on = chosen
     policies = [
         proposed
-        for constants in moved_constants(session.plan)
-        if not constants or gathered.saves(constants)
-        for proposed in _policies(gathered, rows, loss, scoring, constants, seed)
+        for constants in (moved_constants(session.plan) if gathered.quantity == "macs" else ({},))
+        if not constants or gathered.saves(constants, rows)
+        for proposed in _policies(gathered, found_on, loss, scoring, constants, seed)
     ]
     return Proposal(
         name=name,
@@ -167,6 +192,7 @@ def propose_on(
         samples=len(rows),
         source=data.source,
         data_sha256=data.sha256,
+        seen=seen(data, rows),
         runtime=runtime_name(session),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
@@ -197,7 +223,7 @@ def _compare(
     order = rows[shuffled(len(rows), seed)]
     fitted, rest = np.sort(order[: len(rows) // 2]), np.sort(order[len(rows) // 2 :])
     scorer = fit_scorer(logits[:, fitted], None if labels is None else labels[fitted])
-    losses, costs = gathered.losses(loss, {}), gathered.costs({})
+    losses, costs = gathered.losses(loss, {}), gathered.costs({}, rows)
     truth = logits[-1].argmax(axis=1) if labels is None else labels
     right = logits[:-1].argmax(axis=2) == truth
     found: list[Found] = []
@@ -236,7 +262,7 @@ def _policies(
 ) -> list[tuple[float, Proposed]]:
     """Policies with one setting of the constants, each with what it is ordered by."""
     scores = scoring(gathered.logits(constants)[:, rows])
-    path = propose_path(scores, gathered.losses(loss, constants)[:, rows], gathered.costs(constants), seed=seed)
+    path = propose_path(scores, gathered.losses(loss, constants)[:, rows], gathered.costs(constants, rows), seed=seed)
     return [
         (
             _passable(each),

@@ -78,6 +78,11 @@ def command(
     most, quantity = (None, None) if budget is None else _budget(budget)
     if sum((empirical, strict, budget is not None, anytime)) > 1:
         raise InputError("--empirical, --strict, --budget and --anytime exclude each other: give one")
+    if html is not None:
+        if empirical or anytime or budget is not None:
+            raise InputError("--html shows a certified policy's path: leave out --empirical, --budget and --anytime")
+        if not html.resolve().parent.is_dir():
+            raise InputError(f"--html {html}: no such folder")
     measured = Profile.load(profile) if profile is not None else None
     options.find_users_code()
     with (
@@ -105,9 +110,7 @@ def command(
         exits = tuple(step.name for step in session.plan.exits)
     origin = policy.provenance
     assert origin is not None
-    if html is not None:
-        if origin.tradeoff is None:
-            raise InputError("--html shows a certified policy's path: leave out --empirical, --budget and --anytime")
+    if html is not None and origin.tradeoff is not None:
         from edgekit.report.tradeoff_page import tradeoff_html
 
         title = f"{bundle.stem}: policy {policy.name}"

@@ -55,9 +55,12 @@ def command(
         Path | None, typer.Option("--audit-state", help="File in which the audit goes on at the next run.")
     ] = None,
     audit_loss: Annotated[
-        Literal["consistency", "gap"],
-        typer.Option("--audit-loss", help="Agreement with the last exit, or the accuracy gap, which needs labels."),
-    ] = "consistency",
+        Literal["consistency", "gap"] | None,
+        typer.Option(
+            "--audit-loss",
+            help="Agreement with the last exit, or the accuracy gap, which needs labels. [default: the policy's own]",
+        ),
+    ] = None,
     audit_seed: Annotated[int, typer.Option("--audit-seed", min=0, help="Of the choice of samples.")] = 0,
     epsilon: Annotated[
         str | None,
@@ -85,6 +88,8 @@ def command(
     ):
         names = opened.manifest.classes
         samples = as_dataset(data, preprocess=opened.manifest.preprocess, classes=names, progress=progress)
+        if share is not None and audit_loss is None:
+            audit_loss = _audit_loss(session.policy, samples)
         if share is not None and audit_loss == "gap" and samples.labels is None:
             raise InputError(f"{samples.source}: has no labels, which --audit-loss gap needs; leave that option out")
         with ExitStack() as stack:
@@ -99,7 +104,7 @@ def command(
                         epsilon=_epsilon(epsilon, session.policy),
                         fraction=share,
                         alpha=options.share(alpha, option="--alpha"),
-                        loss=audit_loss,
+                        loss=audit_loss or "consistency",
                         seed=audit_seed,
                         gamma=gamma,
                         on_alarm=on_alarm,
@@ -184,6 +189,13 @@ def _certified(policy: Policy) -> bool | None:
     """Whether the policy's certificate holds for what ran; ``None`` without one."""
     certificate = policy.provenance.certificate if policy.provenance is not None else None
     return None if certificate is None else certificate.valid
+
+
+def _audit_loss(policy: Policy, samples: Dataset) -> Literal["consistency", "gap"]:
+    """What the policy is certified for, if these samples can show it; consistency is never less than the gap."""
+    certificate = policy.provenance.certificate if policy.provenance is not None else None
+    gap = certificate is not None and certificate.loss == "gap" and samples.labels is not None
+    return "gap" if gap else "consistency"
 
 
 def _epsilon(text: str | None, policy: Policy) -> float:

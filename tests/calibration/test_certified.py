@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 from edgekit.calibration import Loss, calibrate_anytime, calibrate_budget, calibrate_certified, propose
+from edgekit.calibration import halves as split_in_halves
 from edgekit.calibration.bands import interval, smallest_epsilon
 from edgekit.calibration.losses import LOSSES
 from edgekit.certificate import Proposal, to_mapping
@@ -184,18 +185,64 @@ def test_what_cannot_be_asked(halves, change, message):
 def test_a_proposal_must_be_of_this_network_and_of_other_samples(halves, scripted_session, noisy_network):
     session, server, device = halves
     proposal = propose(session, server)
-    with pytest.raises(CalibrationError, match="found on these very samples"):
-        calibrate_certified(session, server, epsilon=0.05, delta=0.1, proposal=proposal)
+    for rows, known in ((slice(0, 2000), 2000), (slice(1, 2000), 1999), (slice(None, None, -1), 2000)):
+        with pytest.raises(CalibrationError, match=f"found on {known} of these very samples"):
+            calibrate_certified(session, part(server, rows), epsilon=0.05, delta=0.1, proposal=proposal)
+    with pytest.raises(CalibrationError, match="found on 2000 of these very samples"):  # whatever the labels
+        calibrate_certified(
+            session, replace(server, labels=(server.labels + 1) % 4), epsilon=0.05, delta=0.1, proposal=proposal
+        )
     logits, _ = noisy_network(exits=2)
     with pytest.raises(CalibrationError, match="is for another network"):
         calibrate_certified(scripted_session(logits), device, epsilon=0.05, delta=0.1, proposal=proposal)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda labels: np.full_like(labels, -1), "label -1 of sample 0 is outside 0 to 3"),
+        (lambda labels: np.full_like(labels, 12), "label 12 of sample 0 is outside 0 to 3"),
+        (np.zeros_like, "every sample is of class 0"),
+    ],
+)
+def test_labels_that_are_none_test_nothing(halves, labels, message):
+    session, server, device = halves
+    proposal = propose(session, server)
+    with pytest.raises(CalibrationError, match=message):
+        calibrate_certified(
+            session, replace(device, labels=labels(device.labels)), epsilon=0.05, delta=0.1, proposal=proposal
+        )
+
+
+def test_what_tests_has_no_part_in_what_is_proposed(scripted_session, indexed_data, noisy_network):
+    logits, labels = noisy_network(samples=1200, seed=3)
+    _, testing = split_in_halves(1200, 7)
+    other = logits.copy()
+    other[:, testing] = np.random.default_rng(0).normal(size=other[:, testing].shape)
+    found = [
+        calibrate_certified(scripted_session(each), indexed_data(labels, 1200), epsilon=0.05, delta=0.1, seed=7)
+        for each in (logits, other)
+    ]
+    one, two = (policy.provenance.tradeoff.points for policy in found)
+    assert [point.thresholds for point in one] == [point.thresholds for point in two]
+    assert found[0].temperatures == found[1].temperatures
+    assert [point.loss for point in one] != [point.loss for point in two]
+
+
+def test_a_promise_says_how_sure_it_is(halves):
+    session, server, device = halves
+    proposal = propose(session, server)
+    policy = calibrate_certified(session, device, epsilon=0.06, delta=1e-7, proposal=proposal)
+    assert "with probability 0.9999999 over" in policy.provenance.guarantee
 
 
 def test_doubtful_samples_are_told(network):
     session, data = network
     twice = part(data, np.r_[0:1000, 0:1000])
     policy = calibrate_certified(session, twice, epsilon=0.05, delta=0.1)
-    assert "duplicates make a certificate too confident" in policy.provenance.results["warnings"][0]
+    told = policy.provenance.results["warnings"]
+    assert "are among those that proposed the path: remove duplicates" in told[0]
+    assert "duplicates make a certificate too confident" in told[1]
     shuffled = replace(data, labels=np.random.default_rng(0).permutation(data.labels))
     policy = calibrate_certified(session, shuffled, epsilon=0.05, delta=0.1)
     assert "about what guessing gives" in policy.provenance.results["warnings"][-1]

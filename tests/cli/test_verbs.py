@@ -246,7 +246,7 @@ def test_what_is_proposed_on_a_server_is_certified_on_the_device(shell, digits_b
     text = " ".join(shell.works(*given).stdout.split())
     assert "promise: with probability 0.9 over the drawing of the 355 tested samples" in text
     again = shell.fails("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "5%")
-    assert "found on these very samples" in again
+    assert "found on 357 of these very samples" in again
     assert shell.json("run", digits_bundle, "--data", TEST_SET)["certified"] is True
 
 
@@ -281,6 +281,9 @@ def test_calibrate_in_other_ways(shell, digits_bundle):
         (("--budget", "2 hours"), "--budget 2 hours: expected a mean cost"),
         (("--strict", "--anytime"), "exclude each other"),
         (("--empirical", "--html", "x.html"), "leave out --empirical"),
+        (("--html", "nowhere/x.html"), "--html nowhere/x.html: no such folder"),
+        (("--budget", "2e5", "--proposal", "other"), "exclude each other"),
+        (("--empirical", "--loss", "consistency"), "the empirical choice is for the loss 'gap'"),
         (("--proposal", "other"), "has no proposal 'other'"),
         (("--confidence", "100%"), "1 - confidence must be above 0"),
         (("--loss", "hinge"), "loss 'hinge' is not one of gap, consistency, brier"),
