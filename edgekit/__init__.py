@@ -319,6 +319,7 @@ def calibrate(
     loss: str | Loss = "gap",
     score: str | None = None,
     conditional: bool = False,
+    also: Sequence[tuple[str | Loss, float]] = (),
     proposal: Proposal | str | None = None,
     budget: float | None = None,
     anytime: bool = False,
@@ -346,6 +347,7 @@ def calibrate(
             :class:`edgekit.calibration.Loss` of your own.
         score: as for :func:`propose`; that of the proposal, or ``"max_prob"``, when not given.
         conditional: promise it of those who leave early alone, at or before each exit.
+        also: more losses, each with its largest mean, to be kept as well: ``[("consistency", 0.05)]``.
         proposal: of policies to test, or the name of a saved one. When not given: the bundle's ``default`` for this
             loss, or else half of ``data`` proposes and the other half tests.
         budget: mean cost not to be exceeded on ``data``, in seconds, joules or MACs, instead of ``max_drop``.
@@ -372,7 +374,9 @@ def calibrate(
     from edgekit import calibration
 
     certified = confidence is not None and budget is None and not anytime
-    if (anytime and (budget is not None or confidence is None)) or (not certified and (proposal or conditional)):
+    if (anytime and (budget is not None or confidence is None)) or (
+        not certified and (proposal or conditional or also)
+    ):
         raise CalibrationError(
             "a budget, anytime bounds (with a confidence), the empirical choice and a tested proposal exclude each "
             "other: ask for one"
@@ -406,7 +410,7 @@ def calibrate(
         )  # fmt: skip
     else:
         policy = calibration.calibrate_certified(
-            session, samples, epsilon=max_drop, delta=1 - confidence, loss=loss, conditional=conditional,
+            session, samples, epsilon=max_drop, delta=1 - confidence, loss=loss, conditional=conditional, also=also,
             proposal=given, score=score or "max_prob", minimize=minimize,
             profile=profile, temperature=temperature, name=name, seed=seed, progress=progress,
         )  # fmt: skip

@@ -12,7 +12,7 @@ import msgspec
 from edgekit.errors import CalibrationError
 from edgekit.scoring import LearnedScorer
 
-__all__ = ["Certificate", "Point", "Proposal", "Proposed", "ScoreFound", "Target", "Tradeoff", "to_mapping"]
+__all__ = ["AlsoKept", "Certificate", "Point", "Proposal", "Proposed", "ScoreFound", "Target", "Tradeoff", "to_mapping"]
 
 
 def to_mapping(record: Any) -> Any:
@@ -103,6 +103,16 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
             raise CalibrationError(f"not a path of policies ({error})") from error
 
 
+class AlsoKept(msgspec.Struct, frozen=True, kw_only=True):
+    """One more mean loss that a certificate bounds; as in :class:`Certificate`."""
+
+    loss: str
+    epsilon: float
+    test: str
+    mean_loss: float
+    p_value: float
+
+
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """With probability ``1 - delta`` over the drawing of samples, the mean loss on inputs like them is ``<= epsilon``.
 
@@ -125,6 +135,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
         seed: of the order in which the samples were tested, and of their split where path and test share one set.
         precision: of the artifacts, as ``"float32"``.
         device: that gave the answers.
+        also: more losses that are bounded together with this one.
         valid: false once the policy was put, by force, on artifacts that were not tested.
     """
 
@@ -144,6 +155,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     precision: str
     device: str
+    also: tuple[AlsoKept, ...] = ()
     valid: bool = True
 
 

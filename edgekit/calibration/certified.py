@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,14 +13,23 @@ from numpy.typing import NDArray
 
 from edgekit.calibration.bands import interval
 from edgekit.calibration.calibrate import Minimize, confidence_of, provenance_of, run_policy, usable_labels
-from edgekit.calibration.certify import Certification, Setting, certify, certify_settings, certify_strict, shuffled
+from edgekit.calibration.certify import (
+    Also,
+    Certification,
+    Risk,
+    Setting,
+    certify,
+    certify_settings,
+    certify_strict,
+    shuffled,
+)
 from edgekit.calibration.gathered import Gathered
 from edgekit.calibration.losses import Loss
 from edgekit.calibration.proposal import Scoring, find_loss, propose_on, was_seen
 from edgekit.calibration.risk import require_share, smallest_sample
 from edgekit.calibration.scorers import auroc
 from edgekit.calibration.thresholds import exits_taken
-from edgekit.certificate import Certificate, Point, Proposal, Proposed, Target, Tradeoff
+from edgekit.certificate import AlsoKept, Certificate, Point, Proposal, Proposed, Target, Tradeoff
 from edgekit.data import Dataset
 from edgekit.environment import Environment
 from edgekit.errors import CalibrationError
@@ -49,6 +60,7 @@ def calibrate_certified(
     loss: str | Loss = "gap",
     score: str = "max_prob",
     conditional: bool = False,
+    also: Sequence[tuple[str | Loss, float]] = (),
     proposal: Proposal | None = None,
     minimize: Minimize | None = None,
     profile: Profile | None = None,
@@ -72,6 +84,7 @@ def calibrate_certified(
         loss: ``"gap"``, ``"consistency"`` (without labels), ``"brier"`` or the user's own.
         score: as in :func:`edgekit.calibration.proposal.propose`; a given proposal has its own.
         conditional: promise it of those who leave early alone.
+        also: more losses, each with its largest mean, that the policy has to keep as well (over all inputs).
         proposal: of policies to test.
         minimize: ``"latency"``, ``"energy"`` or ``"macs"``.
         profile: of this network on this runtime.
@@ -87,8 +100,11 @@ def calibrate_certified(
     require_share("max_drop", epsilon)
     require_share("1 - confidence", delta)
     found = find_loss(loss)
+    others = [(find_loss(other), most) for other, most in also]
+    for other, most in others:
+        require_share(f"the largest mean of loss '{other.name}'", most)
     before = session.policy
-    if found.needs_labels or data.labels is not None:
+    if any(each.needs_labels for each in (found, *(other for other, _ in others))) or data.labels is not None:
         usable_labels(data, session.plan.classes)
     if conditional and len(session.plan.exits) == 1:
         raise CalibrationError("the network has one exit: nobody leaves early, so there is nothing to promise of them")
@@ -103,10 +119,12 @@ def calibrate_certified(
         else:
             rows = np.arange(len(data))
             _require_other_samples(proposal, gathered, found, conditional=conditional)
-        tested = _Tested(gathered, proposal, found, rows, delta=delta, seed=seed, conditional=conditional)
+        tested = _Tested(gathered, proposal, found, rows, delta=delta, seed=seed, conditional=conditional, also=others)
         certification = tested.certify(epsilon)
         chosen = tested.cheapest(certification)
-        certificate = _certificate(certification, chosen, tested.proposal, session, found, conditional=conditional)
+        certificate = _certificate(
+            certification, chosen, tested.proposal, session, found, conditional=conditional, also=others
+        )
         proposal = tested.proposal
         tradeoff = tested.tradeoff(certification, chosen)
         policy = Policy(
@@ -209,6 +227,7 @@ class _Tested:
         delta: float,
         seed: int,
         conditional: bool,
+        also: Sequence[tuple[Loss, float]],
     ) -> None:
         self.gathered = gathered
         self.proposal = _testable(proposal, len(rows), loss, delta=delta) if conditional else proposal
@@ -217,6 +236,9 @@ class _Tested:
         self.delta = delta
         self.seed = seed
         self.conditional = conditional
+        self.also = [
+            Also(risk=Risk(epsilon=most, test=other.test), losses=partial(self._losses, other)) for other, most in also
+        ]
         self.scoring = Scoring(proposal.score, proposal.temperatures, proposal.scorer)
         self.constants = any(policy.constants for policy in proposal.policies)
 
@@ -224,7 +246,10 @@ class _Tested:
         return self.scoring(self.gathered.logits(self.proposal.policies[place].constants)[:, self.rows])
 
     def losses(self, place: int) -> NDArray[np.float64]:
-        return self.gathered.losses(self.loss, self.proposal.policies[place].constants)[:, self.rows]
+        return self._losses(self.loss, place)
+
+    def _losses(self, loss: Loss, place: int) -> NDArray[np.float64]:
+        return self.gathered.losses(loss, self.proposal.policies[place].constants)[:, self.rows]
 
     def exits(self, place: int) -> NDArray[np.intp]:
         """The exit that each sample takes."""
@@ -252,10 +277,12 @@ class _Tested:
                 for place, thresholds in enumerate(path)
             ]
             return certify_settings(
-                settings, samples=len(self.rows), epsilon=epsilon, delta=delta, test=test, seed=seed
+                settings, samples=len(self.rows), epsilon=epsilon, delta=delta, test=test, seed=seed, also=self.also
             )
         tester = certify_strict if self.conditional else certify
-        return tester(self.scores(0), self.losses(0), path, epsilon=epsilon, delta=delta, test=test, seed=seed)
+        return tester(
+            self.scores(0), self.losses(0), path, epsilon=epsilon, delta=delta, test=test, seed=seed, also=self.also
+        )
 
     def cheapest(self, certification: Certification) -> int:
         """Place of the accepted policy of least mean cost here; of equal ones the safest."""
@@ -333,6 +360,7 @@ def _certificate(
     loss: Loss,
     *,
     conditional: bool,
+    also: Sequence[tuple[Loss, float]],
 ) -> Certificate:
     verdict = next(each for each in certification.accepted if each.place == chosen)
     plan = session.plan
@@ -345,7 +373,7 @@ def _certificate(
         test=certification.test,
         samples=certification.samples,
         needed=certification.needed,
-        mean_loss=max(verdict.losses, default=0.0),
+        mean_loss=max(verdict.losses[: len(verdict.losses) - len(also)]),
         p_value=verdict.p_value,
         tested=len(certification.accepted) - 1 + (certification.failed is not None),
         path=proposal.digest,
@@ -353,6 +381,15 @@ def _certificate(
         path_source=proposal.source,
         seed=certification.seed,
         precision=", ".join(dtypes),
+        also=tuple(
+            AlsoKept(loss=other.name, epsilon=most, test=other.test, mean_loss=mean, p_value=p)
+            for (other, most), mean, p in zip(
+                also,
+                verdict.losses[len(verdict.losses) - len(also) :],
+                verdict.p_values[len(verdict.p_values) - len(also) :],
+                strict=True,
+            )
+        ),
         device=Environment.take(busy_over_s=0.0).processor or "unknown",
     )
 
@@ -368,8 +405,9 @@ def _promise(certificate: Certificate, given: int) -> str:
         )
     return (
         f"with probability {sure!r} over the drawing of the {certificate.samples} tested samples, "
-        f"the mean loss ({certificate.loss}) against the last exit{among} is at most {certificate.epsilon:g} on inputs "
-        "like them"
+        f"the mean loss ({certificate.loss}) against the last exit{among} is at most {certificate.epsilon:g}"
+        + "".join(f", and ({each.loss}) at most {each.epsilon:g}" for each in certificate.also)
+        + " on inputs like them"
     )
 
 

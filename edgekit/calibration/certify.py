@@ -15,6 +15,7 @@ from edgekit.calibration.thresholds import exits_taken
 from edgekit.errors import CalibrationError
 
 __all__ = [
+    "Also",
     "Certification",
     "Outcome",
     "Risk",
@@ -41,6 +42,19 @@ class Risk:
 
     epsilon: float
     test: Test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Also:
+    """One more risk that every policy of a path has to keep.
+
+    Attributes:
+        risk: its target and test.
+        losses: ``(exits, samples) float64`` of leaving at each exit, given a policy's place in the path.
+    """
+
+    risk: Risk
+    losses: Callable[[int], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +183,7 @@ def certify(
     delta: float,
     test: Test,
     seed: int = 0,
+    also: Sequence[Also] = (),
 ) -> Certification:
     """The policies of a path whose risk is within ``epsilon``, all at once with probability ``>= 1 - delta``.
 
@@ -184,13 +199,16 @@ def certify(
         delta: 0 to 1.
         test: one of :data:`edgekit.calibration.risk.TESTS`, as the loss's range allows; chosen before the data are.
         seed: of the order in which ``wsr`` sees the samples; chosen before the data are. Other tests know no order.
+        also: more risks, all of which a policy has to keep.
 
     Raises:
         CalibrationError: the shapes do not fit, the path does not begin with never-exit, a loss is not what the test
             needs, or an option is outside its range.
     """
     found = _Samples.of(scores, losses, test, seed)
-    return _along(path, lambda _: found, len(found), _everyone, epsilon=epsilon, delta=delta, test=test, seed=seed)
+    return _along(
+        path, lambda _: found, len(found), _everyone, epsilon=epsilon, delta=delta, test=test, seed=seed, also=also
+    )
 
 
 def certify_strict(
@@ -202,6 +220,7 @@ def certify_strict(
     delta: float,
     test: Test = "binomial",
     seed: int = 0,
+    also: Sequence[Also] = (),
 ) -> Certification:
     """As :func:`certify`, but of the samples that leave early alone, so that late exits cannot make up for early ones.
 
@@ -225,6 +244,7 @@ def certify_strict(
         delta: as there.
         test: as there.
         seed: as there.
+        also: as there, of all inputs.
 
     Returns:
         Verdicts with an entry per exit but the last, of those who leave at it or before (until the first finite
@@ -235,8 +255,9 @@ def certify_strict(
     """
     found = _Samples.of(scores, losses, test, seed)
     return _along(
-        path, lambda _: found, len(found), _up_to_each_exit, epsilon=epsilon, delta=delta, test=test, seed=seed
-    )
+        path, lambda _: found, len(found), _up_to_each_exit, epsilon=epsilon, delta=delta, test=test, seed=seed,
+        also=also,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +283,7 @@ def certify_settings(
     delta: float,
     test: Test,
     seed: int = 0,
+    also: Sequence[Also] = (),
 ) -> Certification:
     """As :func:`certify`, of policies that do not share their scores and losses.
 
@@ -272,6 +294,7 @@ def certify_settings(
         delta: as there.
         test: as there.
         seed: as there.
+        also: as there.
 
     Raises:
         CalibrationError: as there.
@@ -282,7 +305,7 @@ def certify_settings(
         return _Samples.of(scores, losses, test, seed, against_itself=False)
 
     path = [setting.thresholds for setting in settings]
-    return _along(path, drawn, samples, _everyone, epsilon=epsilon, delta=delta, test=test, seed=seed)
+    return _along(path, drawn, samples, _everyone, epsilon=epsilon, delta=delta, test=test, seed=seed, also=also)
 
 
 def shuffled(samples: int, seed: int) -> NDArray[np.intp]:
@@ -375,11 +398,15 @@ def _along(
     delta: float,
     test: Test,
     seed: int,
+    also: Sequence[Also],
 ) -> Certification:
     """Fixed-sequence testing of a path's policies after never-exit; ``drawn`` gives the samples of each."""
     policies = _policies(path)
     exits = len(policies[0]) + 1
-    needed = smallest_sample(epsilon, delta, test)
+    others = [each.risk for each in also]
+    needed = max(
+        smallest_sample(each.epsilon, delta, each.test) for each in (Risk(epsilon=epsilon, test=test), *others)
+    )
     shares: list[tuple[int, ...]] = []
 
     def candidates() -> Iterator[tuple[NDArray[np.float64], ...]]:
@@ -391,10 +418,15 @@ def _along(
                 )
             losses, taken = samples.leave(thresholds)
             shares.append(tuple(np.bincount(taken, minlength=exits).tolist()))
-            yield split(losses, taken, thresholds)
+            more = (each.losses(place)[:, samples.order] for each in also)
+            yield (
+                *split(losses, taken, thresholds),
+                *(np.take_along_axis(each, taken[None].astype(np.intp), axis=0)[0] for each in more),
+            )
 
-    risks = 1 if split is _everyone else max(exits - 1, 1)
-    outcome = fixed_sequence(candidates() if count >= needed else (), [Risk(epsilon=epsilon, test=test)] * risks, delta)
+    asked = [Risk(epsilon=epsilon, test=test)] * (1 if split is _everyone else max(exits - 1, 1)) + others
+    risks = len(asked)
+    outcome = fixed_sequence(candidates() if count >= needed else (), asked, delta)
 
     def verdict(tested: Tested) -> Verdict:
         thresholds = tuple(policies[tested.place + 1].tolist())

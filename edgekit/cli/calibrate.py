@@ -36,6 +36,10 @@ def command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Promise it of those who leave early alone, at or before each exit.")
     ] = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="LOSS:SHARE", help="Another loss to keep as well: consistency:5%. Repeatable."),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(
@@ -83,6 +87,7 @@ def command(
             raise InputError("--html shows a certified policy's path: leave out --empirical, --budget and --anytime")
         if not html.resolve().parent.is_dir():
             raise InputError(f"--html {html}: no such folder")
+    more = [_also(text) for text in also or ()]
     measured = Profile.load(profile) if profile is not None else None
     options.find_users_code()
     with (
@@ -97,6 +102,7 @@ def command(
             loss=loss,
             score=score,
             conditional=strict,
+            also=more,
             proposal=proposal,
             budget=most,
             anytime=anytime,
@@ -117,6 +123,14 @@ def command(
         page = tradeoff_html(origin.tradeoff, origin.certificate, title=title, policy=policy)
         write_aside(html, page)
     output.show(policy.to_mapping(), as_json=json, draw=lambda console: _draw(policy, exits, bundle, html, console))
+
+
+def _also(text: str) -> tuple[str, float]:
+    """``consistency:5%``."""
+    loss, colon, share = text.partition(":")
+    if not colon:
+        raise InputError(f"--also {text}: expected a loss and its largest mean, as --also consistency:5%")
+    return loss.strip(), options.share(share, option="--also")
 
 
 def _budget(text: str) -> tuple[float, Literal["latency", "energy", "macs"]]:

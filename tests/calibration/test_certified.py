@@ -197,6 +197,27 @@ def test_a_proposal_must_be_of_this_network_and_of_other_samples(halves, scripte
         calibrate_certified(scripted_session(logits), device, epsilon=0.05, delta=0.1, proposal=proposal)
 
 
+def test_several_losses_are_kept_together(halves):
+    """The policy is one that passes every test; each p-value is that of its own losses."""
+    session, server, device = halves
+    proposal = propose(session, server)
+    given = {"epsilon": 0.05, "delta": 0.1, "proposal": proposal}
+    alone = calibrate_certified(session, device, **given)
+    both = calibrate_certified(session, device, also=[("consistency", 0.04), ("brier", 0.05)], **given)
+    found = both.provenance.certificate
+    assert [each.loss for each in found.also] == ["consistency", "brier"]
+    assert max(found.p_value, *(each.p_value for each in found.also)) <= 0.1
+    answers = session.run(device.inputs).logits.argmax(axis=1)
+    differing = int((answers != session.run_exits(device.inputs)[-1].argmax(axis=1)).sum())
+    assert found.also[0].mean_loss == pytest.approx(differing / 2000)
+    expected = binomtest(differing, 2000, 0.04, alternative="less").pvalue
+    assert found.also[0].p_value == pytest.approx(expected, rel=1e-9)
+    assert both.provenance.results["expected_cost"] > alone.provenance.results["expected_cost"]
+    assert "and (consistency) at most 0.04, and (brier) at most 0.05 on inputs" in both.provenance.guarantee
+    with pytest.raises(CalibrationError, match="largest mean of loss 'brier' must be above 0"):
+        calibrate_certified(session, device, also=[("brier", 0.0)], **given)
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [

@@ -243,6 +243,9 @@ def test_what_is_proposed_on_a_server_is_certified_on_the_device(shell, digits_b
     assert found["mean_loss"] <= 0.05
     assert policy["provenance"]["results"]["exit_shares"][0] > 0.3
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+    more = shell.json(*given, "--also", "consistency:8%", "--name", "more")["provenance"]["certificate"]["also"]
+    assert [(each["loss"], each["epsilon"]) for each in more] == [("consistency", 0.08)]
+    assert "--also brier: expected a loss" in shell.fails(*given, "--also", "brier")
     text = " ".join(shell.works(*given).stdout.split())
     assert "promise: with probability 0.9 over the drawing of the 355 tested samples" in text
     again = shell.fails("calibrate", digits_bundle, "--data", CALIBRATION_SET, "--max-drop", "5%")
