@@ -47,7 +47,8 @@ def eager(images):
 def bundle(tmp_path_factory, images):
     example = torch.from_numpy(images.batch(slice(0, 8)))
     path = tmp_path_factory.mktemp("cifar") / "net.edgekit"
-    with edgekit.export(registry.load(NAME), (example,), path, golden=(example,)) as made:
+    preprocess = registry.find(NAME).preprocess
+    with edgekit.export(registry.load(NAME), (example,), path, golden=(example,), preprocess=preprocess) as made:
         yield made
 
 
