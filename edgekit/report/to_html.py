@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import MeasurementError, require
+from edgekit.errors import MeasurementError
 from edgekit.records import Profile
 from edgekit.report import charts, facts, tables
 from edgekit.report.compare import compare
 from edgekit.report.files import write_aside
-from edgekit.report.formats import duration, moment
+from edgekit.report.formats import duration
+from edgekit.report.page import template
 
 __all__ = ["write_html"]
 
@@ -31,26 +31,19 @@ def write_html(profiles: Sequence[Profile], path: str | Path, *, title: str | No
     """
     if not profiles:
         raise MeasurementError(f"{path}: there is no profile to report; measure one with edgekit profile")
-    jinja2 = require("jinja2", extra="report", purpose="An HTML report")
-    plotly = require("plotly.offline", extra="report", purpose="An HTML report")
-    source = files("edgekit.report").joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"duration": duration, "moment": moment}
+    page = template("report.html.j2", duration=duration)
     figures: dict[str, charts.Figure] = {"tradeoff": charts.tradeoff(profiles)}
     names = tables.labels(profiles)
     views = [
         _view(profile, name, number, figures)
         for number, (profile, name) in enumerate(zip(profiles, names, strict=True))
     ]
-    text = environment.from_string(source).render(
+    text = page.render(
         title=title or _title(profiles),
         views=views,
         comparison=compare(profiles, other_networks=True) if len(profiles) > 1 else None,
         labelled=all(row.accuracy is not None for profile in profiles for row in tables.rows(profile)),
         figures=figures,
-        plotly=plotly.get_plotlyjs(),
     )
     return write_aside(path, text)
 

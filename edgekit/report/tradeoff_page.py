@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import html
 import math
-from importlib.resources import files
 from typing import Any
 
 from edgekit.certificate import Certificate, Point, Tradeoff
-from edgekit.errors import require
 from edgekit.policy import Policy
 from edgekit.report.charts import Figure, exit_colours
-from edgekit.report.formats import moment, percent, points
+from edgekit.report.formats import percent, points
+from edgekit.report.page import template
 from edgekit.report.tables import short_names
 from edgekit.report.tradeoff import (
     ACCEPTED,
@@ -59,27 +58,18 @@ def tradeoff_html(tradeoff: Tradeoff, certificate: Certificate | None, *, title:
     Raises:
         MissingExtraError: plotly or jinja2 is not installed.
     """
-    jinja2 = require("jinja2", extra="report", purpose="An HTML report")
-    plotly = require("plotly.offline", extra="report", purpose="An HTML report")
-    source = files("edgekit.report").joinpath("templates", "tradeoff.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"moment": moment, "epsilon": epsilon_text, "percent": percent}
+    page = template("tradeoff.html.j2", epsilon=epsilon_text, percent=percent)
     reading = Reading(tradeoff, certificate, policy)
-    return str(
-        environment.from_string(source).render(
-            title=title,
-            reading=reading,
-            colours=exit_colours(len(tradeoff.exits)),
-            shorts=short_names(tradeoff.exits),
-            cards=_cards(reading),
-            rows=[_row(reading, choice) for choice in reading.choices],
-            kinds=_kinds(reading),
-            slider=_slider(reading.choices),
-            data=_data(reading),
-            plotly=plotly.get_plotlyjs(),
-        )
+    return page.render(
+        title=title,
+        reading=reading,
+        colours=exit_colours(len(tradeoff.exits)),
+        shorts=short_names(tradeoff.exits),
+        cards=_cards(reading),
+        rows=[_row(reading, choice) for choice in reading.choices],
+        kinds=_kinds(reading),
+        slider=_slider(reading.choices),
+        data=_data(reading),
     )
 
 
@@ -235,6 +225,7 @@ def _figure(reading: Reading, kind: str) -> Figure:
             "xaxis": {"title": {"text": _kinds(reading)[kind]}},
             "yaxis": axis,
             "hovermode": "closest",
+            "legend": {"traceorder": "normal"},
             "shapes": _lines(reading),
             "annotations": _line_names(reading),
         },

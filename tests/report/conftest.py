@@ -1,6 +1,9 @@
-"""Synthetic profiles that look like real ones: gamma-shaped latencies with a tail, made from a seed."""
+"""Synthetic profiles that look like real ones (gamma-shaped latencies with a tail, from a seed), plans, a browser."""
 
 from __future__ import annotations
+
+import shutil
+import subprocess
 
 import msgspec
 import numpy as np
@@ -15,6 +18,21 @@ MEANS_S = (0.9e-3, 1.6e-3, 2.4e-3, 3.3e-3, 4.4e-3)
 ACCURACIES = (0.642, 0.731, 0.778, 0.805, 0.817)
 SHARES = (0.46, 0.22, 0.14, 0.08, 0.10)
 NO_METER = "no power sensor found (/sys/class/powercap is missing: a virtual machine); try a replay meter"
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--virtual-time-budget=10000",
+    "--dump-dom",
+]
 
 
 def summary(taken_ns):
@@ -292,3 +310,24 @@ def plans():
     """By name; ``nasty`` has markup and control characters in its names."""
     nasty = nested("<img src=x onerror=alert(1)>&\x00\x1b]]>")
     return {"chain2": chained(2), "chain54": chained(54), "nested": nested(), "looped": looped(), "nasty": nasty}
+
+
+@pytest.fixture(scope="session")
+def opened():
+    """Opens a page in headless Chromium: ``opened(page, folder, *options)``; the folder is the browser's own."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("no Chromium on the PATH (Debian: make browser)")
+
+    def run(page, folder, *options):
+        """The page after its scripts have run, and what it said on the console.
+
+        Whatever the page tries to fetch is refused by its own Content-Security-Policy, which says so on the console.
+        """
+        command = [chromium, *QUIET, *options, f"--user-data-dir={folder}", page.resolve().as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True)
+        console = [line.split("CONSOLE", 1)[1] for line in done.stderr.splitlines() if ":CONSOLE" in line]
+        return done.stdout, console
+
+    return run

@@ -1,8 +1,6 @@
 """The report and pictures in headless Chromium: no message on the console, nothing fetched, every chart drawn."""
 
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -10,39 +8,7 @@ from edgekit.report import write_html, write_picture
 
 pytest.importorskip("plotly", reason="the report extra is not installed")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH (Debian: make browser)"),
-]
-
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-extensions",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--virtual-time-budget=10000",
-    "--dump-dom",
-]
-
-
-def opened(page, folder, *options):
-    """The page after its scripts have run, and what it said on the console.
-
-    Whatever the page tries to fetch is refused by its own Content-Security-Policy, which says so on the console.
-    """
-    command = [CHROMIUM, *QUIET, *options, f"--user-data-dir={folder}", page.resolve().as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True)
-    console = [line.split("CONSOLE", 1)[1] for line in done.stderr.splitlines() if ":CONSOLE" in line]
-    return done.stdout, console
+pytestmark = pytest.mark.browser
 
 
 def drawn(dom):
@@ -67,7 +33,7 @@ def drawn(dom):
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )
-def test_every_chart_is_drawn_and_the_console_is_silent(names, expected, request, tmp_path):
+def test_every_chart_is_drawn_and_the_console_is_silent(names, expected, request, opened, tmp_path):
     profiles = [request.getfixturevalue(name) for name in names]
     dom, console = opened(write_html(profiles, tmp_path / "r.html"), tmp_path / "user")
     assert console == []
@@ -83,7 +49,7 @@ def test_every_chart_is_drawn_and_the_console_is_silent(names, expected, request
     [["--blink-settings=preferredColorScheme=0"], ["--window-size=420,900"]],
     ids=["dark", "narrow"],
 )
-def test_other_screens(options, with_energy, tmp_path):
+def test_other_screens(options, with_energy, opened, tmp_path):
     dom, console = opened(write_html([with_energy], tmp_path / "r.html"), tmp_path / "user", *options)
     assert console == []
     assert drawn(dom)["figures"] == 4
@@ -98,7 +64,7 @@ def test_other_screens(options, with_energy, tmp_path):
     ],
     ids=["error", "image", "fetch"],
 )
-def test_this_harness_notices(harm, said, profile, tmp_path):
+def test_this_harness_notices(harm, said, profile, opened, tmp_path):
     path = write_html([profile], tmp_path / "r.html")
     path.write_text(path.read_text(encoding="utf-8").replace("</body>", harm + "</body>"), encoding="utf-8")
     _, console = opened(path, tmp_path / "user")
@@ -108,7 +74,7 @@ def test_this_harness_notices(harm, said, profile, tmp_path):
 @pytest.mark.parametrize("options", [[], ["--blink-settings=preferredColorScheme=0"]], ids=["light", "dark"])
 @pytest.mark.parametrize("suffix", [".svg", ".html"])
 @pytest.mark.parametrize("name", ["chain54", "nested", "nasty"])
-def test_pictures_of_plans(name, suffix, options, plans, tmp_path):
+def test_pictures_of_plans(name, suffix, options, plans, opened, tmp_path):
     path = write_picture(plans[name], tmp_path / f"p{suffix}", name=name)
     dom, console = opened(path, tmp_path / "user", *options)
     assert console == []
@@ -117,7 +83,7 @@ def test_pictures_of_plans(name, suffix, options, plans, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["chain54", "nested", "looped", "nasty"])
-def test_texts_of_pictures_stay_in_their_boxes(name, plans, tmp_path):
+def test_texts_of_pictures_stay_in_their_boxes(name, plans, opened, tmp_path):
     """Measured by a script that is put beside the picture for this test alone."""
     page = write_picture(plans[name], tmp_path / "p.html", name=name)
     measure = """<script>
