@@ -10,26 +10,23 @@ What a gate guards is cut in the same way, as a graph of its own that reads tens
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import networkx
 import torch
-from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 from edgekit.errors import PartitionError
+from edgekit.exporters.builder import Builder, unused
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
 from edgekit.exporters.gates import GatePoint, Gates
 from edgekit.exporters.graph import ancestors, batch_dimension, row_bytes
 from edgekit.exporters.hard import Hard
-from edgekit.exporters.simplify import Known, Value, View
+from edgekit.exporters.simplify import Value, View
 
 __all__ = ["Cut", "Fork", "Part", "partition"]
 
@@ -200,7 +197,7 @@ class _Level:
         body = self._body(ends, live)
         inputs = sorted((node for node in body if node in live), key=self.view.order.__getitem__)
         path = self._module_path(body, index, point)
-        name = _unused(path or f"stage{len(self.shared.names) + 1}", self.shared.names)
+        name = unused(path or f"stage{len(self.shared.names) + 1}", self.shared.names)
         self.shared.names.add(name)
         module, constants = self._module(body, inputs, ends, name)
         return Cut(
@@ -384,125 +381,12 @@ class _Level:
     ) -> tuple[GraphModule, tuple[Node, ...]]:
         """The stage as a module, and the constants of gates that it takes after its inputs."""
         nodes = sorted(body, key=self.view.order.__getitem__)
-        builder = _Builder(self.captured, self.view, inputs, self.shared.constants)
+        builder = Builder(self.captured, self.view, inputs, self.shared.constants)
         return builder.build(nodes, outputs, name), tuple(builder.read)
 
 
 _UNCARRIED = 2.0**60
 """Capacity of a tensor that must not cross: more than any sum of real sizes."""
-
-
-class _Builder:
-    """Copies nodes of the captured graph into a module of their own, with the weights and sizes they use."""
-
-    def __init__(self, captured: Captured, view: View, inputs: Sequence[Node], constants: Collection[Node]) -> None:
-        self.captured = captured
-        self.view = view
-        self.constants = constants
-        self.read: list[Node] = []
-        self.graph = Graph()
-        self.root = nn.Module()
-        self.copies: dict[Node, Node] = {}
-        self.sized: dict[Any, Node] = {}
-        self.weights: dict[str, str] = {}
-        self.placeholders = [(node, self.graph.placeholder(node.name)) for node in inputs]
-        for node, copy in self.placeholders:
-            copy.meta = dict(node.meta)
-            self.copies[node] = self._swapped(node, copy)
-
-    def build(self, nodes: Sequence[Node], outputs: Sequence[Node], name: str) -> GraphModule:
-        for node in nodes:
-            self._copy(node)
-        self.graph.output(tuple(self._swapped(node, self.copies[node]) for node in outputs))
-        module = GraphModule(self.root, self.graph, class_name="".join(c if c.isalnum() else "_" for c in name))
-        module.eval()
-        return module
-
-    def _swapped(self, node: Node, copy: Node) -> Node:
-        """A tensor crosses with the batch as dimension 0; a recurrent layer's state has it elsewhere."""
-        batch = batch_dimension(node, self.captured.rows)
-        return copy if not batch else self.graph.call_function(torch.ops.aten.transpose.int, (copy, 0, batch))
-
-    def _copy(self, node: Node) -> Node:
-        if node in self.copies:
-            return self.copies[node]
-        value = node.meta.get("val")
-        seen = self.view.at(node)
-        if seen is not node:
-            made = self._copy(seen) if isinstance(seen, Node) else self._filled(node, seen)
-            self.copies[node] = made
-            return made
-        if node in self.constants:
-            made = self._constant(node)
-        elif node.op == "placeholder":
-            made = self._weight(node)
-        elif isinstance(value, torch.SymInt):
-            made = self._size(value)
-        else:
-            for source in node.all_input_nodes:
-                self._copy(source)
-            made = self.graph.node_copy(node, lambda source: self.copies[source])
-        self.copies[node] = made
-        return made
-
-    def _filled(self, node: Node, known: Known) -> Node:
-        """A tensor that is known to be one number everywhere."""
-        value = node.meta["val"]
-        shape = [self._size(size) if isinstance(size, torch.SymInt) else size for size in value.shape]
-        made = self.graph.call_function(torch.ops.aten.full.default, (shape, known.value), {"dtype": value.dtype})
-        made.meta = {key: value for key, value in node.meta.items() if key != "original_aten"}
-        return made
-
-    def _constant(self, node: Node) -> Node:
-        """A constant of gates is an input, after all others."""
-        last = [each for each in self.graph.nodes if each.op == "placeholder"][-1]
-        with self.graph.inserting_after(last):
-            made = self.graph.placeholder(node.name)
-        made.meta = dict(node.meta)
-        self.read.append(node)
-        return made
-
-    def _weight(self, node: Node) -> Node:
-        signature = self.captured.program.graph_signature
-        for table in (
-            signature.inputs_to_parameters,
-            signature.inputs_to_buffers,
-            signature.inputs_to_lifted_tensor_constants,
-        ):
-            if node.name in table:
-                target = table[node.name]
-                break
-        else:
-            raise PartitionError(f"input '{node.name}' is read by a stage but is not a tensor of the network")
-        state = self.captured.program.state_dict
-        tensor = state[target] if target in state else self.captured.program.constants[target]
-        if target not in self.weights:
-            self.weights[target] = _unused(target.replace(".", "_"), self.weights.values())
-            self.root.register_buffer(self.weights[target], tensor.detach())
-        made = self.graph.get_attr(self.weights[target])
-        made.meta = dict(node.meta)
-        return made
-
-    def _size(self, value: torch.SymInt) -> Node:
-        """A size that depends on the batch, read off an input of this stage."""
-        expression = value.node.expr
-        if expression not in self.sized:
-            rows = self.captured.inputs[0].meta["val"].shape[0].node.expr
-            if rows not in self.sized:
-                self.sized[rows] = self.graph.call_function(torch.ops.aten.sym_size.int, (self.placeholders[0][1], 0))
-            factor = expression / rows
-            if expression != rows:
-                if not factor.is_Integer:
-                    raise PartitionError(f"size {expression} is no multiple of the batch: edgekit cannot move it")
-                self.sized[expression] = self.graph.call_function(operator.mul, (self.sized[rows], int(factor)))
-        return self.sized[expression]
-
-
-def _unused(wish: str, taken: Collection[str]) -> str:
-    """A name that is not taken yet and fit for a file."""
-    wish = re.sub(r"[^\w.-]", "_", wish)
-    numbered = (f"{wish}_{number}" for number in itertools.count(2))
-    return wish if wish not in taken else next(name for name in numbered if name not in taken)
 
 
 def _child_path(node: Node, path: str) -> str | None:

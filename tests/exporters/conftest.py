@@ -12,6 +12,10 @@ from torch import Tensor, nn
 
 from edgekit.exporters import Staged, stage_model
 from edgekit.exporters.stages import stage_module
+from edgekit.runtimes.eager import EagerRuntime
+from edgekit.session import Session
+
+ROWS = 9
 
 
 class Trunk(nn.Module):
@@ -48,6 +52,50 @@ def _chain(staged: Staged, inputs: list[Tensor]) -> list[Tensor]:
     return [
         value.softmax(1) if step.probabilities else value for step, value in zip(staged.plan.exits, logits, strict=True)
     ]
+
+
+class _Net(nn.Module):
+    """Layers to write a forward with."""
+
+    def __init__(self, forward: Callable[..., Any] | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.g, self.h = (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3))
+        self.ask, self.ask2 = nn.Linear(8, 2), nn.Linear(8, 2)
+        self.router = nn.Linear(8, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(4))
+        self.head, self.early = nn.Linear(8, 3), nn.Linear(8, 3)
+        self.squeeze = nn.Linear(8, 8)
+        self.write = forward
+
+    def hard(self, x: Tensor) -> Tensor:
+        return (self.ask(x)[:, 0] > 0).float()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.write(self, x)
+
+
+def _staged(model: nn.Module, *, smallest: int = 1, rows: int = ROWS, exits: Any = None) -> Staged:
+    """Stages a network and compares it, alone and in batches, free and with its gates forced."""
+    torch.manual_seed(1)
+    x = torch.randn(rows, 8)
+    made = stage_model(model.eval(), x[:2], exits=exits, smallest_gate=smallest)
+    expected = made.eager([x])
+    runtime = EagerRuntime({cut.name: stage_module(cut) for cut in made.cuts})
+    with Session(made.plan, runtime, {}) as session:
+        for batch in (slice(0, rows), slice(3, 5), *(slice(row, row + 1) for row in range(rows))):
+            given_rows = x[batch].numpy()
+            for one, other in zip(session.run_exits(given_rows), expected, strict=True):
+                torch.testing.assert_close(torch.from_numpy(one), other[batch], rtol=1e-5, atol=1e-5)
+            last = torch.from_numpy(session.run(given_rows).logits)
+            torch.testing.assert_close(last, expected[-1][batch], rtol=1e-5, atol=1e-5)
+        for gates, whole in made.forced([x]):
+            few = x[: len(whole[-1])].numpy()
+            for rows_given, answer in ((few, whole[-1]), (few[:1], whole[-1][:1])):
+                last = torch.from_numpy(session.run(rows_given, exit=len(made.exits) - 1, gates=gates).logits)
+                torch.testing.assert_close(last, answer, rtol=1e-5, atol=1e-5)
+        made.executed = session.run(x.numpy()).executed
+    return made
 
 
 @pytest.fixture
@@ -90,3 +138,24 @@ def staged_equals_eager() -> Callable[..., Staged]:
         return staged
 
     return check
+
+
+# Made once: hypothesis refuses fixtures that are made for each test, as it runs a test many times.
+
+
+@pytest.fixture(scope="session", name="Net")
+def net_class() -> type[_Net]:
+    """The class :class:`_Net`, to write a forward for."""
+    return _Net
+
+
+@pytest.fixture(scope="session")
+def staged() -> Callable[..., Staged]:
+    """Stages a network with gates and compares it; see :func:`_staged`."""
+    return _staged
+
+
+@pytest.fixture(scope="session")
+def rows() -> int:
+    """How many samples ``staged`` runs unless told."""
+    return ROWS
