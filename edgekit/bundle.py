@@ -9,11 +9,6 @@
     proposals/<name>-<digest>.json policies proposed for testing
 
 Written aside and renamed into place. Every read checks path, size and digest. Nothing is ever unpickled.
-
-History of :data:`SCHEMA`:
-
-1. first form: runs and exits.
-2. gates.
 """
 
 from __future__ import annotations
@@ -36,65 +31,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.certificate import Proposal, to_mapping
-from edgekit.data import Preprocess
-from edgekit.errors import BundleError, CalibrationError, DataError, PolicyError
+from edgekit.errors import BundleError, CalibrationError, PolicyError
+from edgekit.manifest import MANIFEST, FileEntry, Manifest, encode_manifest, lies_inside, read_manifest
 from edgekit.plan import Plan
 from edgekit.policy import Policy
 
-__all__ = ["SCHEMA", "Bundle", "FileEntry", "Manifest", "variant", "write_bundle"]
+__all__ = ["Bundle", "BundleWriter", "variant", "write_bundle"]
 
-SCHEMA = 2
-MANIFEST = "manifest.json"
 GOLDEN = "golden/golden.npz"
 READ_BYTES = 1 << 17
 """Read at once into one block, small enough to stay in the processor's cache."""
-
-
-class FileEntry(msgspec.Struct, frozen=True):
-    """Digest and size of one file of a bundle."""
-
-    sha256: str
-    size_bytes: int
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle's table of contents.
-
-    Attributes:
-        schema: :data:`SCHEMA` when written.
-        name: of the network.
-        created: UTC, ISO 8601.
-        plan: stages and steps.
-        artifacts: path of each stage's artifact, by target and stage.
-        policies: path of each policy, by name.
-        proposals: path of each proposal of policies to test, by name.
-        files: every other file, by path relative to the bundle.
-        preprocess: how images become inputs, when known.
-        classes: class names in label order, when known.
-        capture: route taken, why earlier ones failed, and what became of each value that could have been a gate's.
-        parity: what was compared with the eager model, and the largest differences found.
-        notes: what whoever reads ``inspect`` should know, as outputs left out.
-        versions: of the libraries that made it.
-    """
-
-    schema: int = SCHEMA
-    name: str
-    created: str
-    plan: Plan
-    artifacts: dict[str, dict[str, str]]
-    policies: dict[str, str] = {}
-    proposals: dict[str, str] = {}
-    files: dict[str, FileEntry] = {}
-    preprocess: Preprocess | None = None
-    classes: tuple[str, ...] = ()
-    capture: dict[str, Any] = {}
-    parity: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
-    versions: dict[str, str] = {}
-
-
-class _SchemaOnly(msgspec.Struct):
-    schema: int
 
 
 class Bundle:
@@ -115,7 +61,7 @@ class Bundle:
         """
         path = Path(path)
         if path.is_dir():
-            return cls(path, path, _read_manifest(path, path), None)
+            return cls(path, path, read_manifest(path, path), None)
         if not path.exists():
             raise BundleError(f"{path}: no such bundle")
         if not zipfile.is_zipfile(path):
@@ -124,7 +70,7 @@ class Bundle:
         try:
             folder = Path(unpacked.name)
             _unpack(path, folder)
-            return cls(path, folder, _read_manifest(folder, path), unpacked)
+            return cls(path, folder, read_manifest(folder, path), unpacked)
         except BaseException:
             unpacked.cleanup()
             raise
@@ -249,7 +195,7 @@ class Bundle:
         content = msgspec.json.format(msgspec.json.encode(mapping), indent=2)
         digest = hashlib.sha256(content).hexdigest()
         file = f"{kind}/{name}-{digest[:12]}.json"
-        before = _read_manifest(self._folder, self.path)
+        before = read_manifest(self._folder, self.path)
         saved: dict[str, str] = getattr(before, kind)
         files = {path: entry for path, entry in before.files.items() if path != saved.get(name)}
         files[file] = FileEntry(digest, len(content))
@@ -265,15 +211,15 @@ class Bundle:
         name, content = added
         try:
             _write_aside(self._folder / name, content)
-            _write_aside(self._folder / MANIFEST, _encode(manifest))
+            _write_aside(self._folder / MANIFEST, encode_manifest(manifest))
             if self._unpacked is not None:
                 _pack(self._folder, self.path, manifest)
         except BaseException:
             if self._unpacked is not None:  # this folder is a copy: keep it in step with the packed file
-                (self._folder / MANIFEST).write_bytes(_encode(before))
+                (self._folder / MANIFEST).write_bytes(encode_manifest(before))
             raise
         finally:
-            self.manifest = _read_manifest(self._folder, self.path)
+            self.manifest = read_manifest(self._folder, self.path)
             for path in (*self._folder.glob("policies/*.json"), *self._folder.glob("proposals/*.json")):
                 if path.relative_to(self._folder).as_posix() not in self.manifest.files:
                     path.unlink()
@@ -370,71 +316,8 @@ class BundleWriter:
         }
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         manifest = msgspec.structs.replace(self._manifest, files=files, created=created)
-        (self.folder / MANIFEST).write_bytes(_encode(manifest))
+        (self.folder / MANIFEST).write_bytes(encode_manifest(manifest))
         return manifest
-
-
-def _encode(manifest: Manifest) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-
-
-def _read_manifest(folder: Path, shown: Path) -> Manifest:
-    try:
-        raw = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{shown}: has no readable {MANIFEST} ({error.strerror}); is it a bundle?") from error
-    manifest = _decode_manifest(raw, shown)
-    listed = (*manifest.policies.values(), *manifest.proposals.values())
-    for name in (*manifest.files, *listed, *_artifact_paths(manifest)):
-        if not _inside(name, folder):
-            raise BundleError(f"{shown}: {MANIFEST} names '{name}', which is outside the bundle; do not use it")
-    for name in (*listed, *_artifact_paths(manifest)):
-        if name not in manifest.files:
-            raise BundleError(f"{shown}: {MANIFEST} names '{name}' but lists no digest for it; export again")
-    for target, stages in manifest.artifacts.items():
-        missing = [stage.name for stage in manifest.plan.stages if stage.name not in stages]
-        if missing:
-            raise BundleError(f"{shown}: target '{target}' has no artifact of stage '{missing[0]}'; export again")
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BundleError(f"{shown}: {name} is missing; copy the whole bundle, or export again")
-        if path.stat().st_size != entry.size_bytes:
-            raise BundleError(
-                f"{shown}: {name} has {path.stat().st_size} bytes instead of {entry.size_bytes}; "
-                "copy the whole bundle, or export again"
-            )
-    return manifest
-
-
-def _decode_manifest(raw: bytes, shown: Path) -> Manifest:
-    damaged = f"{shown}: {MANIFEST} is damaged"
-    try:
-        schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BundleError(f"{damaged} ({error}); copy the whole bundle, or export again") from error
-    if schema > SCHEMA:
-        raise BundleError(
-            f"{shown}: bundle schema {schema} is newer than this edgekit knows ({SCHEMA}); upgrade edgekit"
-        )
-    try:
-        return msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, RecursionError, BundleError, DataError) as error:
-        raise BundleError(f"{damaged} ({error}); copy the whole bundle, or export again") from error
-
-
-def _artifact_paths(manifest: Manifest) -> list[str]:
-    return [path for stages in manifest.artifacts.values() for path in stages.values()]
-
-
-def _inside(name: str, folder: Path) -> bool:
-    pure = PurePosixPath(name)
-    if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
-        return False
-    try:
-        return (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL in the name
-        return False
 
 
 def _digest(path: Path) -> str:
@@ -503,7 +386,7 @@ def _unpack(path: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
-                if not _inside(name, folder):
+                if not lies_inside(name, folder):
                     raise BundleError(f"{path}: holds '{name}', which is outside the bundle; do not use it")
             archive.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:

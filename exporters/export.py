@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from edgekit import plugins
-from edgekit.bundle import Bundle, BundleWriter, Manifest, write_bundle
+from edgekit.bundle import Bundle, BundleWriter, write_bundle
 from edgekit.data import Preprocess
 from edgekit.errors import CaptureError, EdgekitError, LoweringError
 from edgekit.exporters.capture import Captured, capture
@@ -37,6 +37,7 @@ from edgekit.exporters.parity import (
 from edgekit.exporters.partition import Part, partition
 from edgekit.exporters.stages import make_plan, trace_stage
 from edgekit.interfaces import Runtime, Target
+from edgekit.manifest import Manifest
 from edgekit.plan import Plan, Stage
 from edgekit.progress import Progress, silent
 from edgekit.session import Session

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from edgekit import bundle as bundle_module
-from edgekit.bundle import SCHEMA, Bundle, Manifest, write_bundle
+from edgekit.bundle import Bundle, write_bundle
 from edgekit.data import Preprocess
 from edgekit.errors import BundleError, PolicyError
+from edgekit.manifest import SCHEMA, Manifest
 from edgekit.plan import SCORES, Exit, Plan, Run, Stage
 from edgekit.policy import Policy, Provenance
 from edgekit.tensors import BATCH, TensorSpec

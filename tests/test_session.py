@@ -393,7 +393,8 @@ def test_closing_closes_the_stages_and_a_failed_opening_those_already_open():
 
 
 def test_options_for_a_ready_runtime_are_refused(tmp_path):
-    from edgekit.bundle import Bundle, Manifest, write_bundle
+    from edgekit.bundle import Bundle, write_bundle
+    from edgekit.manifest import Manifest
 
     made = script([[0.4], [0.1]])
     with write_bundle(tmp_path / "net.edgekit") as writer:
