@@ -13,12 +13,11 @@ Importing this loads none of the libraries that the verbs need; each imports its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekit.errors import CalibrationError, EdgekitError
+from edgekit.errors import EdgekitError
 from edgekit.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -373,66 +372,16 @@ def calibrate(
     """
     from edgekit import calibration
 
-    certified = confidence is not None and budget is None and not anytime
-    if (anytime and (budget is not None or confidence is None)) or (
-        not certified and (proposal or conditional or also)
-    ):
-        raise CalibrationError(
-            "a budget, anytime bounds (with a confidence), the empirical choice and a tested proposal exclude each "
-            "other: ask for one"
-        )
-    if confidence is None and budget is None and loss != "gap":
-        raise CalibrationError("the empirical choice is for the loss 'gap'; give a confidence for others")
     samples = _samples(session, data, progress)
-    given = _proposal(session, proposal, loss, score) if certified else None
-    if not anytime:
-        look = samples
-        if certified and given is None:  # what proposes must not look at what tests, not even for what it costs
-            ours = calibration.halves(len(samples), seed)[0]
-            labels = None if samples.labels is None else samples.labels[ours]
-            look = replace(samples, inputs=samples.inputs[ours], labels=labels) if len(ours) else samples
-        profile = _measured(session, look, minimize, profile, progress)
-    if anytime or budget is not None:
-        policy = (
-            calibration.calibrate_anytime(
-                session, samples, delta=1 - (confidence or 0), loss=loss, name=name, seed=seed, progress=progress
-            )
-            if budget is None
-            else calibration.calibrate_budget(
-                session, samples, budget=budget, loss=loss, score=score or "max_prob", minimize=minimize,
-                profile=profile, temperature=temperature, name=name, seed=seed, progress=progress,
-            )
-        )  # fmt: skip
-    elif confidence is None:
-        policy = calibration.calibrate_empirically(
-            session, samples, max_drop=max_drop, score=score or "max_prob", minimize=minimize, profile=profile,
-            temperature=temperature, name=name, progress=progress,
-        )  # fmt: skip
-    else:
-        policy = calibration.calibrate_certified(
-            session, samples, epsilon=max_drop, delta=1 - confidence, loss=loss, conditional=conditional, also=also,
-            proposal=given, score=score or "max_prob", minimize=minimize,
-            profile=profile, temperature=temperature, name=name, seed=seed, progress=progress,
-        )  # fmt: skip
+    policy = calibration.choose(
+        session, samples, max_drop=max_drop, confidence=confidence, loss=loss, score=score, conditional=conditional,
+        also=also, proposal=proposal, budget=budget, anytime=anytime, minimize=minimize,
+        measure=lambda some: _measured(session, some, minimize, profile, progress), temperature=temperature, name=name,
+        seed=seed, progress=progress,
+    )  # fmt: skip
     if save and session.bundle is not None:
         session.bundle.save_policy(policy)
     return policy
-
-
-def _proposal(session: Session, given: Proposal | str | None, loss: str | Loss, score: str | None) -> Proposal | None:
-    """What is to be tested; ``None`` where the samples are split."""
-    bundle = session.bundle
-    if isinstance(given, str):
-        if bundle is None:
-            raise CalibrationError(f"proposal '{given}': the session was not opened from a bundle; give the proposal")
-        given = bundle.proposal(given)
-    elif given is None and bundle is not None and "default" in bundle.manifest.proposals:
-        saved = bundle.proposal()
-        given = saved if saved.loss == (loss if isinstance(loss, str) else loss.name) else None
-        given = given if score in (None, saved.score) else None
-    if given is not None and score not in (None, given.score):
-        raise CalibrationError(f"proposal '{given.name}' is of score '{given.score}', not '{score}': propose again")
-    return given
 
 
 def _measured(

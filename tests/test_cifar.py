@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import edgekit
+from edgekit.calibration import study
 from edgekit.data import load_dataset
 from edgekit.policy import Policy
 from edgekit.zoo import registry
@@ -49,6 +50,11 @@ def bundle(tmp_path_factory, images):
     preprocess = registry.find(NAME).preprocess
     with edgekit.export(registry.load(NAME), (example,), path, golden=(example,), preprocess=preprocess) as made:
         yield made
+
+
+def test_certificates_hold_on_a_thousand_draws_and_cost_little_more_than_knowing(bundle):
+    """The whole study on real images: validity, controls that must fail, and power at epsilon = 0.02."""
+    assert study.main(["--bundle", str(bundle.path), "--data", str(DATA), "--floor", "1.25"]) == 0
 
 
 def decisions(logits, score, thresholds):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from fractions import Fraction
@@ -33,6 +34,8 @@ __all__ = [
     "collect",
     "confidence_of",
     "exit_costs",
+    "labels_if_any",
+    "policy_back_on_failure",
     "provenance_of",
     "run_policy",
     "runtime_name",
@@ -89,6 +92,17 @@ def collect(session: Session, data: Dataset, *, batch: int = BATCH_ROWS, progres
         parts.append(logits)
         progress("run every exit", min(start + batch, len(data)), len(data))
     return Collected(logits=np.concatenate(parts, axis=1), labels=data.labels)
+
+
+@contextmanager
+def policy_back_on_failure(session: Session) -> Iterator[None]:
+    """Give the session its policy back if what is done in here fails."""
+    before = session.policy
+    try:
+        yield
+    except BaseException:
+        session.use(before)
+        raise
 
 
 def calibrate_empirically(
@@ -150,8 +164,7 @@ def calibrate_empirically(
         "combinations": choice.combinations,
         "exact": choice.exact,
     }
-    before = session.policy
-    try:
+    with policy_back_on_failure(session):
         session.use(policy)
         classes, taken = run_policy(session, data, progress)
         results = {
@@ -163,9 +176,6 @@ def calibrate_empirically(
         provenance = provenance_of(session, data, settings=settings, results=results)
         policy = msgspec.structs.replace(policy, provenance=provenance)
         session.use(policy)
-    except BaseException:
-        session.use(before)
-        raise
     return policy
 
 
@@ -222,6 +232,11 @@ def _require_profile_of(session: Session, profile: Profile) -> None:
             f"the profile was measured on runtime '{profile.runtime.get('name')}', the session runs on '{runtime}': "
             "profile on this runtime"
         )
+
+
+def labels_if_any(data: Dataset, classes: int, *, needed: bool) -> NDArray[np.int64] | None:
+    """The labels, checked by :func:`usable_labels`; ``None`` where there are none and none are needed."""
+    return usable_labels(data, classes) if needed or data.labels is not None else None
 
 
 def usable_labels(data: Dataset, classes: int) -> NDArray[np.int64]:

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.calibration.bands import interval
-from edgekit.calibration.calibrate import Minimize, confidence_of, provenance_of, run_policy, usable_labels
+from edgekit.calibration.calibrate import (
+    Minimize,
+    confidence_of,
+    labels_if_any,
+    policy_back_on_failure,
+    provenance_of,
+    run_policy,
+)
 from edgekit.calibration.certify import (
     Also,
     Certification,
@@ -103,14 +110,13 @@ def calibrate_certified(
     others = [(find_loss(other), most) for other, most in also]
     for other, most in others:
         require_share(f"the largest mean of loss '{other.name}'", most)
-    before = session.policy
-    if any(each.needs_labels for each in (found, *(other for other, _ in others))) or data.labels is not None:
-        usable_labels(data, session.plan.classes)
+    needed = any(each.needs_labels for each in (found, *(other for other, _ in others)))
+    labels_if_any(data, session.plan.classes, needed=needed)
     if conditional and len(session.plan.exits) == 1:
         raise CalibrationError("the network has one exit: nobody leaves early, so there is nothing to promise of them")
     gathered = Gathered(session, data, minimize=minimize, profile=profile, progress=progress)
     split = proposal is None
-    try:
+    with policy_back_on_failure(session):
         if proposal is None:
             ours, rows = halves(len(data), seed)
             proposal = propose_on(
@@ -165,9 +171,6 @@ def calibrate_certified(
         provenance = msgspec.structs.replace(provenance, certificate=certificate, tradeoff=tradeoff)
         policy = msgspec.structs.replace(policy, provenance=provenance)
         session.use(policy)
-    except BaseException:
-        session.use(before)
-        raise
     return policy
 
 

@@ -39,7 +39,7 @@ class Gathered:
     """Runs every sample to every exit once for each setting of constants, when it is first asked for.
 
     Args:
-        session: open; its policy is put back by :meth:`close`.
+        session: open; its policy is replaced, and whoever gathers puts it back.
         data: samples.
         minimize: what costs are.
         profile: where they come from, unless they are MACs.
@@ -65,11 +65,6 @@ class Gathered:
         self._progress = progress
         self._collected: dict[tuple[tuple[str, float], ...], Collected] = {}
         self._macs: dict[tuple[object, ...], tuple[float, ...] | None] = {}
-        self._before = session.policy
-
-    def close(self) -> None:
-        """Give the session its policy back."""
-        self.session.use(self._before)
 
     def logits(self, constants: Constants) -> NDArray[np.float32]:
         """``(exits, samples, classes) float32``."""

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.calibration.bands import smallest_epsilon
-from edgekit.calibration.calibrate import Minimize, provenance_of, scores_of, usable_labels
+from edgekit.calibration.calibrate import (
+    Minimize,
+    labels_if_any,
+    policy_back_on_failure,
+    provenance_of,
+    scores_of,
+)
 from edgekit.calibration.candidates import Candidate, evaluate
 from edgekit.calibration.certify import shuffled
 from edgekit.calibration.gathered import Gathered
@@ -76,10 +82,9 @@ def calibrate_budget(
     if not (math.isfinite(budget) and budget > 0):
         raise CalibrationError(f"a budget is a positive mean cost, not {budget}")
     found = find_loss(loss)
-    before = session.policy
     gathered = Gathered(session, data, minimize=minimize, profile=profile, progress=progress)
-    try:
-        labels = usable_labels(data, session.plan.classes) if found.needs_labels or data.labels is not None else None
+    with policy_back_on_failure(session):
+        labels = labels_if_any(data, session.plan.classes, needed=found.needs_labels)
         logits, losses, costs = (
             gathered.logits({}),
             gathered.losses(found, {}),
@@ -96,9 +101,6 @@ def calibrate_budget(
         provenance = provenance_of(session, data, settings=settings, results=results, method=BUDGET_METHOD)
         policy = msgspec.structs.replace(policy, provenance=provenance)
         session.use(policy)
-    except BaseException:
-        session.use(before)
-        raise
     return policy
 
 
@@ -164,15 +166,13 @@ def calibrate_anytime(
     if len(session.plan.exits) == 1:
         raise CalibrationError("the network has one exit: there is no other to stop at")
     found = find_loss(loss)
-    before = session.policy
     gathered = Gathered(session, data, minimize="macs", profile=None, progress=progress)
-    try:
-        if found.needs_labels:
-            usable_labels(data, session.plan.classes)
+    with policy_back_on_failure(session):
+        labels = labels_if_any(data, session.plan.classes, needed=found.needs_labels)
         losses = gathered.losses(found, {})
         bounds = anytime_bounds(losses, found, delta=delta, seed=seed)
         exits = [step.name for step in session.plan.exits]
-        right = None if data.labels is None else gathered.logits({}).argmax(axis=2) == data.labels
+        right = None if labels is None else gathered.logits({}).argmax(axis=2) == labels
         rows = [
             {
                 "exit": name_of,
@@ -199,9 +199,6 @@ def calibrate_anytime(
         )
         policy = msgspec.structs.replace(policy, provenance=provenance)
         session.use(policy)
-    except BaseException:
-        session.use(before)
-        raise
     return policy
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.calibration.calibrate import Minimize, runtime_name, scores_of, usable_labels
+from edgekit.calibration.calibrate import Minimize, labels_if_any, runtime_name, scores_of
 from edgekit.calibration.candidates import Candidate
 from edgekit.calibration.certify import shuffled
 from edgekit.calibration.gathered import Gathered, moved_constants
@@ -136,13 +136,14 @@ def propose(
         CalibrationError: the data or the options do not allow a proposal; the message says which and what to do.
         InputError: the samples do not fit the network.
     """
+    before = session.policy
     gathered = Gathered(session, data, minimize=minimize, profile=profile, progress=progress)
     try:
         return propose_on(
             gathered, None, find_loss(loss), score=score, epsilon=epsilon, temperature=temperature, name=name, seed=seed
         )
     finally:
-        gathered.close()
+        session.use(before)
 
 
 def propose_on(
@@ -160,7 +161,7 @@ def propose_on(
     session, data = gathered.session, gathered.data
     if score not in (*ALL_SCORES, "best"):
         raise CalibrationError(f"score {score!r} is not one of {', '.join(ALL_SCORES)}, or 'best'")
-    labels = usable_labels(data, session.plan.classes) if loss.needs_labels or data.labels is not None else None
+    labels = labels_if_any(data, session.plan.classes, needed=loss.needs_labels)
     rows = np.arange(len(data)) if rows is None else rows
     if len(rows) < 2:
         raise CalibrationError(

@@ -52,7 +52,7 @@ LOGITS = 9.0
 """Where these steps begin and end."""
 CHANGES = (0, -128, 128, -64, 64)
 """What is tried at each exit in turn: 0 switches it, others lower its threshold by so many steps against the rest."""
-FOLDS = 4
+FOLDS = 5
 """Parts of the samples that a shift or switch has to pay on, each."""
 MARGIN = 0.01
 """Share of the cost that a freedom has to save, so that it is not taken for noise."""

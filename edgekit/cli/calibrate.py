@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgekit.cli import options, output
+from edgekit.cli.propose import needed_samples
 from edgekit.errors import InputError
 from edgekit.policy import Policy
 from edgekit.records import Profile
@@ -58,12 +59,9 @@ def command(
     anytime: Annotated[
         bool, typer.Option("--anytime", help="Bound the loss of stopping at each exit; nobody leaves by itself.")
     ] = False,
-    minimize: Annotated[
-        Literal["latency", "energy", "macs"] | None,
-        typer.Option("--minimize", help="Latency is measured here unless --profile is given. [default: macs]"),
-    ] = None,
-    profile: Annotated[Path | None, typer.Option("--profile", help="Latency and energy from edgekit profile.")] = None,
-    temperature: Annotated[bool, typer.Option("--temperature/--no-temperature", help="Fit one per exit first.")] = True,
+    minimize: options.Minimize = None,
+    profile: options.ProfilePath = None,
+    temperature: options.Temperature = True,
     name: Annotated[str, typer.Option("--name", help="What the policy is saved as, in the bundle.")] = "default",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the split and the order of testing.")] = 0,
     html: Annotated[Path | None, typer.Option("--html", help="Write the threshold explorer, one HTML file.")] = None,
@@ -94,6 +92,9 @@ def command(
         output.Bars() as progress,
         options.uncalibrated(bundle, runtime=runtime, threads=threads) as session,
     ):
+        asked = [(loss, drop), *more]
+        if sure not in (None, 0, 1) and budget is None and not anytime and all(0 < most < 1 for _, most in asked):
+            progress.say(needed_samples(asked, sure))
         policy = edgekit.calibrate(
             session,
             data,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,11 +24,14 @@ __all__ = [
     "Force",
     "Json",
     "LossName",
+    "Minimize",
     "Overwrite",
     "Packed",
     "PolicyName",
+    "ProfilePath",
     "Runtime",
     "Targets",
+    "Temperature",
     "Threads",
     "find_users_code",
     "meter",
@@ -47,6 +50,12 @@ Force = Annotated[
     bool, typer.Option("--force", help="Take a policy certified for other artifacts; its certificate ends.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+Minimize = Annotated[
+    Literal["latency", "energy", "macs"] | None,
+    typer.Option("--minimize", help="Latency is measured here unless --profile is given. [default: macs]"),
+]
+ProfilePath = Annotated[Path | None, typer.Option("--profile", help="Latency and energy from edgekit profile.")]
+Temperature = Annotated[bool, typer.Option("--temperature/--no-temperature", help="Fit one per exit first.")]
 LossName = Annotated[
     str,
     typer.Option("--loss", help="gap (accuracy), consistency (with the last exit; no labels needed) or brier."),

@@ -77,6 +77,11 @@ class Bars:
     ) -> None:
         self._bar.stop()
 
+    def say(self, message: str) -> None:
+        """A line above the bar."""
+        if not self._bar.disable:
+            self._bar.console.print(message, highlight=False, soft_wrap=True)
+
     def __call__(self, task: str, done: int, total: int) -> None:
         """Show where ``task`` stands."""
         now = time.perf_counter()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from edgekit.cli import options, output
 from edgekit.records import Profile
 from edgekit.report.formats import percent, si
 
-__all__ = ["EXAMPLE", "command"]
+__all__ = ["EXAMPLE", "command", "needed_samples"]
 
 EXAMPLE = "edgekit propose net.edgekit --data validation.npz --score best"
 SHOWN = 12
@@ -29,12 +30,9 @@ def command(
         str, typer.Option("--score", help="max_prob, margin, neg_entropy, patience, learned, or best of these.")
     ] = "max_prob",
     max_drop: Annotated[str, typer.Option("--max-drop", help="Target at which scores are compared.")] = "1%",
-    minimize: Annotated[
-        Literal["latency", "energy", "macs"] | None,
-        typer.Option("--minimize", help="Latency is measured here unless --profile is given. [default: macs]"),
-    ] = None,
-    profile: Annotated[Path | None, typer.Option("--profile", help="Latency and energy from edgekit profile.")] = None,
-    temperature: Annotated[bool, typer.Option("--temperature/--no-temperature", help="Fit one per exit first.")] = True,
+    minimize: options.Minimize = None,
+    profile: options.ProfilePath = None,
+    temperature: options.Temperature = True,
     name: Annotated[str, typer.Option("--name", help="What the proposal is saved as, in the bundle.")] = "default",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")] = 0,
     runtime: options.Runtime = "onnxruntime",
@@ -65,10 +63,22 @@ def command(
             progress=progress,
         )
         exits = tuple(step.name for step in session.plan.exits)
-    output.show(to_mapping(proposal), as_json=json, draw=lambda console: _draw(proposal, exits, bundle, console))
+    output.show(to_mapping(proposal), as_json=json, draw=lambda console: _draw(proposal, exits, bundle, drop, console))
 
 
-def _draw(proposal: Proposal, exits: tuple[str, ...], bundle: Path, console: Console) -> None:
+def needed_samples(losses: Sequence[tuple[str, float]], confidence: float) -> str:
+    """How many samples a test needs at least, said before any is run; ``losses`` each with its largest mean."""
+    from edgekit.calibration import find_loss, smallest_sample
+
+    least = max(smallest_sample(most, 1 - confidence, find_loss(loss).test) for loss, most in losses)
+    promise = ", ".join(f"{percent(most)} of {loss}" for loss, most in losses)
+    return (
+        f"a promise of {promise}, with {percent(confidence)} confidence, takes {least} tested samples at least, and "
+        "more where some lose; without a proposal half of those given test"
+    )
+
+
+def _draw(proposal: Proposal, exits: tuple[str, ...], bundle: Path, drop: float, console: Console) -> None:
     if proposal.scores:
         table = Table(title="scores, on the same samples", title_justify="left")
         for heading in ("score", f"cost at {proposal.scores[0].epsilon:.3g}", "AUROC of each exit"):
@@ -91,3 +101,5 @@ def _draw(proposal: Proposal, exits: tuple[str, ...], bundle: Path, console: Con
         soft_wrap=True,
     )
     console.print("next: edgekit calibrate on other samples, which test these policies", soft_wrap=True)
+    if 0 < drop < 1:
+        console.print(needed_samples([(proposal.loss, drop)], 0.95), soft_wrap=True)

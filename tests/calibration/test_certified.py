@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import binomtest
 
 from edgekit.calibration import Loss, calibrate_anytime, calibrate_budget, calibrate_certified, propose
-from edgekit.calibration import halves as split_in_halves
 from edgekit.calibration.bands import interval, smallest_epsilon
+from edgekit.calibration.certified import halves as split_in_halves
 from edgekit.calibration.losses import LOSSES
 from edgekit.certificate import Proposal, to_mapping
 from edgekit.errors import CalibrationError
