@@ -33,7 +33,7 @@ from edgekit.calibration.certify import (
 from edgekit.calibration.gathered import Gathered
 from edgekit.calibration.losses import Loss
 from edgekit.calibration.proposal import Scoring, find_loss, propose_on, was_seen
-from edgekit.calibration.risk import require_share, smallest_sample
+from edgekit.calibration.risk import require_confidence, require_share, smallest_sample
 from edgekit.calibration.scorers import auroc
 from edgekit.calibration.thresholds import exits_taken
 from edgekit.certificate import AlsoKept, Certificate, Point, Proposal, Proposed, Target, Tradeoff
@@ -105,7 +105,7 @@ def calibrate_certified(
         InputError: the samples do not fit the network.
     """
     require_share("max_drop", epsilon)
-    require_share("1 - confidence", delta)
+    require_confidence(delta)
     found = find_loss(loss)
     others = [(find_loss(other), most) for other, most in also]
     for other, most in others:

@@ -22,7 +22,7 @@ from edgekit.calibration.certify import shuffled
 from edgekit.calibration.gathered import Gathered
 from edgekit.calibration.losses import Loss
 from edgekit.calibration.proposal import find_loss
-from edgekit.calibration.risk import require_share, smallest_sample
+from edgekit.calibration.risk import require_confidence, smallest_sample
 from edgekit.calibration.solve import msdnet_budget, propose_budget
 from edgekit.calibration.temperature import fit_temperature
 from edgekit.calibration.thresholds import exits_taken
@@ -162,7 +162,7 @@ def calibrate_anytime(
     Raises:
         CalibrationError: the data or the options do not allow it.
     """
-    require_share("1 - confidence", delta)
+    require_confidence(delta)
     if len(session.plan.exits) == 1:
         raise CalibrationError("the network has one exit: there is no other to stop at")
     found = find_loss(loss)

@@ -25,6 +25,7 @@ __all__ = [
     "clopper_pearson_upper",
     "hoeffding_bentkus_p_value",
     "p_value",
+    "require_confidence",
     "require_losses",
     "require_share",
     "samples_for_power",
@@ -59,6 +60,14 @@ def require_share(name: str, value: float) -> None:
     """Raises :class:`CalibrationError` unless ``value`` lies strictly between 0 and 1."""
     if not 0 < value < 1:
         raise CalibrationError(f"{name} must be above 0 and below 1, not {value}")
+
+
+def require_confidence(delta: float) -> None:
+    """Raises :class:`CalibrationError` unless ``delta`` leaves a confidence strictly between 0 and 1."""
+    if not 0 < delta < 1:
+        raise CalibrationError(
+            f"confidence must be above 0 and below 1, not {1 - delta:g}: no sample is large enough to be certain"
+        )
 
 
 def require_losses(losses: NDArray[np.float64], test: str) -> None:

@@ -167,7 +167,7 @@ def test_a_loss_of_the_users_own(halves):
     [
         ({"epsilon": 0.0}, "max_drop must be above 0 and below 1"),
         ({"epsilon": 1.0}, "max_drop must be above 0 and below 1"),
-        ({"delta": 0.0}, "1 - confidence must be above 0"),
+        ({"delta": 0.0}, "confidence must be above 0"),
         ({"loss": "consistency"}, "ordered by loss 'gap', not 'consistency'"),
         ({"loss": "hinge"}, "loss 'hinge' is not one of gap, consistency, brier"),
         ({"minimize": "energy"}, "minimize='energy' needs measurements"),

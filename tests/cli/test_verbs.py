@@ -292,7 +292,7 @@ def test_calibrate_in_other_ways(shell, digits_bundle):
         (("--budget", "2e5", "--proposal", "other"), "exclude each other"),
         (("--empirical", "--loss", "consistency"), "the empirical choice is for the loss 'gap'"),
         (("--proposal", "other"), "has no proposal 'other'"),
-        (("--confidence", "100%"), "1 - confidence must be above 0"),
+        (("--confidence", "100%"), "confidence must be above 0"),
         (("--loss", "hinge"), "loss 'hinge' is not one of gap, consistency, brier"),
     ):
         assert message in shell.fails(*given, *options)
