@@ -12,7 +12,7 @@ Importing this loads none of the libraries that the verbs need; each imports its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -402,8 +402,11 @@ def profile(
     data: Data,
     *,
     policy: Policy | None = None,
-    protocol: Protocol | Literal["quick", "standard"] = "quick",
+    protocol: Protocol | Literal["quick", "standard", "publishable"] = "quick",
     meter: Meter | None = None,
+    operators: bool = False,
+    resume: Profile | None = None,
+    keep: Callable[[Profile], object] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Profile:
@@ -413,8 +416,13 @@ def profile(
         session: open.
         data: real samples, as for :func:`calibrate`; labels are needed for accuracies only.
         policy: of the stream; the session's own when not given.
-        protocol: how long to measure: ``"quick"``, ``"standard"`` or a :class:`edgekit.profiles.Protocol`.
-        meter: of energy; the first that can measure here when not given. Without one the profile says why.
+        protocol: how long to measure: ``"quick"``, ``"standard"``, ``"publishable"`` or a
+            :class:`edgekit.profiles.Protocol`.
+        meter: of energy; the one of the widest scope that can measure here when not given. Without one the profile
+            says why.
+        operators: whether to time every operator as well, by the runtime's own profiler.
+        resume: a profile of the same measurement that was stopped; what it has is not measured again.
+        keep: given what there is about every minute, incomplete, so that a dead battery does not take all of it.
         seed: of the order of samples and of turns.
         progress: told where it stands.
 
@@ -424,14 +432,24 @@ def profile(
     Raises:
         DataError: the data cannot be read, or its classes are not the network's.
         PolicyError: the policy does not fit the network.
-        MeasurementError: no meaningful figure can be measured.
+        MeasurementError: no meaningful figure can be measured, or what is to be resumed is another measurement.
         InputError: the samples do not fit the network.
+        ProfileStopped: Ctrl-C (a ``KeyboardInterrupt``), when there is something to keep: its ``profile``.
     """
     from edgekit import profiles
 
     samples = _samples(session, data, progress)
     return profiles.profile(
-        session, samples, policy=policy, protocol=protocol, meter=meter, seed=seed, progress=progress
+        session,
+        samples,
+        policy=policy,
+        protocol=protocol,
+        meter=meter,
+        operators=operators,
+        resume=resume,
+        keep=keep,
+        seed=seed,
+        progress=progress,
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +14,12 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Environment"]
+from edgekit import limits
+from edgekit import machine as machines
+from edgekit.machine import OtherWork
+from edgekit.tree import Runner, Tree
+
+__all__ = ["Environment", "OtherWork"]
 
 LIBRARIES = {
     "numpy": ("numpy",),
@@ -28,6 +31,31 @@ LIBRARIES = {
     "executorch": ("executorch",),
 }
 """Modules that may take part in a measurement, and the distributions that bring them."""
+READERS: dict[str, Callable[[Tree], Any]] = {
+    "processor": machines.processor,
+    "cores": machines.cores,
+    "affinity": machines.affinity,
+    "memory_bytes": machines.memory_bytes,
+    "governors": lambda tree: machines.per_processor(tree, "scaling_governor"),
+    "frequencies_hz": machines.frequencies_hz,
+    "frequency_limits_hz": machines.frequency_limits_hz,
+    "temperatures_c": limits.temperatures_c,
+    "load": machines.load,
+    "core_types": machines.core_types,
+    "isolated": machines.isolated,
+    "boost": machines.boost,
+    "clocks_fixed": limits.clocks_fixed,
+    "passive_trips_c": limits.passive_trips_c,
+    "cooling": limits.cooling,
+    "throttle_counts": limits.throttle_counts,
+    "throttled": limits.throttled,
+    "alarms": limits.alarms,
+    "power_mode": limits.power_mode,
+    "power_source": limits.power_source,
+    "swap_used_bytes": machines.swap_used_bytes,
+    "masked": machines.masked,
+}
+"""What reads each attribute that a machine may not tell."""
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +79,23 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
         container: kind of container or virtual machine, when it says so.
         versions: of Python, edgekit and the libraries that took part.
         unavailable: reason, by name of the attribute that could not be read.
+        core_types: type of core by processor, as ``"Cortex-A76"`` or ``"efficiency core"``.
+        isolated: processors that the scheduler leaves alone.
+        boost: whether turbo is on: frequencies that are held only while it is cool.
+        clocks_fixed: whether the lowest allowed frequency of every processor and GPU is its highest.
+        passive_trips_c: temperature from which on the kernel slows something down, by thermal zone.
+        cooling: state of each cooling device; 0 is idle.
+        throttle_counts: events of throttling since boot, by counter, summed over the processors.
+        throttled: a Raspberry Pi's bits; in words: :attr:`throttled_now` and :attr:`throttled_since_boot`.
+        alarms: of current and voltage sensors, those that are raised.
+        power_mode: a Jetson's, as ``"15W"``.
+        power_modes: its modes by number; empty on other machines.
+        power_source: ``"mains"``, or ``"battery"`` while one is discharged.
+        swap_used_bytes: swap space that holds something.
+        competitors: the heaviest other processes during the look that gave ``busy``.
+        clock_offset_s: wall clock less ``time.perf_counter``. It stays the same, to some milliseconds, until somebody
+            sets the clock, the machine sleeps, or it starts again.
+        masked: folders of /sys that a container hides.
     """
 
     taken: str
@@ -70,207 +115,72 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     container: str | None = None
     versions: dict[str, str] = {}
     unavailable: dict[str, str] = {}
+    core_types: dict[str, str] | None = None
+    isolated: tuple[int, ...] | None = None
+    boost: bool | None = None
+    clocks_fixed: bool | None = None
+    passive_trips_c: dict[str, float] | None = None
+    cooling: dict[str, int] | None = None
+    throttle_counts: dict[str, int] | None = None
+    throttled: int | None = None
+    alarms: tuple[str, ...] | None = None
+    power_mode: str | None = None
+    power_modes: dict[str, str] = {}
+    power_source: str | None = None
+    swap_used_bytes: int | None = None
+    competitors: tuple[OtherWork, ...] | None = None
+    clock_offset_s: float | None = None
+    masked: tuple[str, ...] | None = None
+
+    @property
+    def usable_cores(self) -> dict[str, tuple[int, ...]]:
+        """Processors that this process may run on, by type of core; empty where either is not known."""
+        found: dict[str, tuple[int, ...]] = {}
+        for number in self.affinity or ():
+            kind = (self.core_types or {}).get(f"cpu{number}")
+            if kind is not None:
+                found[kind] = (*found.get(kind, ()), number)
+        return found
+
+    @property
+    def throttled_now(self) -> tuple[str, ...]:
+        """What holds a Raspberry Pi back at this moment, in words."""
+        return tuple(word for bit, word in enumerate(limits.THROTTLED) if (self.throttled or 0) >> bit & 1)
+
+    @property
+    def throttled_since_boot(self) -> tuple[str, ...]:
+        """What held a Raspberry Pi back at some time since it started, in words."""
+        return tuple(word for bit, word in enumerate(limits.THROTTLED, 16) if (self.throttled or 0) >> bit & 1)
 
     @classmethod
-    def take(cls, *, root: Path = Path("/"), busy_over_s: float = 0.2) -> Environment:
-        """Look at the machine now.
+    def take(cls, *, root: Path = Path("/"), busy_over_s: float = 0.2, run: Runner | None = None) -> Environment:
+        """Look at the machine now. Changes nothing.
 
         Args:
             root: the folder that stands for ``/``; with any other, files under it are read and nothing else.
-            busy_over_s: how long to wait while counting the processor time of other work.
+            busy_over_s: how long to wait while counting the processor time of other work; 0 leaves that out.
+            run: runs the commands that look where no file tells (``vcgencmd``, ``nvpmodel``); without one, they run
+                on the machine itself only.
         """
-        look = _Look(root)
+        tree = Tree(root, run=run)
+        work = tree.at("busy", lambda: machines.other_work(tree, over_s=busy_over_s))
+        if work is None:
+            tree.unavailable["competitors"] = tree.unavailable["busy"]
+        found = {name: tree.at(name, partial(reader, tree)) for name, reader in READERS.items()}
         return cls(
             taken=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             host=platform.node(),
             system=f"{platform.system()} {platform.release()}",
             machine=platform.machine(),
-            processor=look.at("processor", look.processor),
-            cores=look.at("cores", look.cores),
-            affinity=look.at("affinity", _affinity),
-            memory_bytes=look.at("memory_bytes", look.memory_bytes),
-            governors=look.at("governors", look.governors),
-            frequencies_hz=look.at("frequencies_hz", look.frequencies_hz),
-            frequency_limits_hz=look.at("frequency_limits_hz", look.frequency_limits_hz),
-            temperatures_c=look.at("temperatures_c", look.temperatures_c),
-            load=look.at("load", look.load),
-            busy=look.at("busy", lambda: look.busy(busy_over_s)),
-            container=look.container(),
+            busy=None if work is None else work[0],
+            competitors=None if work is None else work[1],
+            container=machines.container(tree),
+            power_modes=limits.power_modes(tree),
+            clock_offset_s=(time.time_ns() - time.perf_counter_ns()) * 1e-9,
             versions=_versions(),
-            unavailable=look.unavailable,
+            unavailable=tree.unavailable,
+            **found,
         )
-
-
-class _UnreadableError(Exception):
-    """A fact that this machine does not tell; the message is the reason."""
-
-
-class _Look:
-    """Reads files below a root and keeps the reason of what it could not read."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._live = root == Path("/")
-        self.unavailable: dict[str, str] = {}
-
-    def at(self, name: str, reader: Callable[[], Any]) -> Any:
-        """What the reader finds, or ``None`` and its reason kept under ``name``."""
-        try:
-            return reader()
-        except _UnreadableError as error:
-            self.unavailable[name] = str(error)
-        except OSError as error:
-            self.unavailable[name] = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        except (ValueError, IndexError) as error:
-            self.unavailable[name] = f"not what was expected there: {error}"
-        return None
-
-    def processor(self) -> str:
-        cpuinfo = self._fields("proc/cpuinfo")
-        board = self._root / "proc/device-tree/model"
-        for found in (self._text(board), *(cpuinfo.get(key) for key in ("model name", "Model", "Hardware"))):
-            if found:
-                return found
-        raise _UnreadableError("neither /proc/device-tree/model nor /proc/cpuinfo names one")
-
-    def cores(self) -> int:
-        online = self._text(self._root / "sys/devices/system/cpu/online")
-        if online:
-            return sum(
-                int(last or first) - int(first) + 1
-                for first, _, last in (part.partition("-") for part in online.split(","))
-            )
-        count = os.cpu_count() if self._live else None
-        if count is None:
-            raise _UnreadableError("the system does not list its processors")
-        return count
-
-    def memory_bytes(self) -> int:
-        total = self._fields("proc/meminfo").get("MemTotal")
-        if total is None:
-            raise _UnreadableError("/proc/meminfo has no MemTotal")
-        return int(total.split()[0]) * 1024
-
-    def governors(self) -> dict[str, str]:
-        return self._per_processor("scaling_governor")
-
-    def frequencies_hz(self) -> dict[str, float]:
-        try:
-            return {name: float(khz) * 1e3 for name, khz in self._per_processor("scaling_cur_freq").items()}
-        except _UnreadableError as error:
-            if self._live:
-                import psutil
-
-                found = psutil.cpu_freq(percpu=True) or []
-                if found and all(each.current for each in found):
-                    return {f"cpu{index}": each.current * 1e6 for index, each in enumerate(found)}
-            raise error
-
-    def frequency_limits_hz(self) -> tuple[float, float]:
-        low = self._per_processor("scaling_min_freq").values()
-        high = self._per_processor("scaling_max_freq").values()
-        return min(map(float, low)) * 1e3, max(map(float, high)) * 1e3
-
-    def temperatures_c(self) -> dict[str, float]:
-        """Thermal zones and hwmon sensors, both in thousandths of a degree."""
-        sensors = [
-            (self._text(zone / "type") or zone.name, zone.name, zone / "temp")
-            for zone in self._found("sys/class/thermal/thermal_zone*")
-        ] + [
-            (
-                f"{self._text(file.parent / 'name') or file.parent.name} "
-                f"{self._text(file.with_name(file.name.replace('_input', '_label'))) or file.stem.split('_')[0]}",
-                file.parent.name,
-                file,
-            )
-            for file in self._found("sys/class/hwmon/hwmon*/temp*_input")
-        ]
-        if not sensors:
-            raise _UnreadableError("no thermal zone and no hwmon temperature in /sys (usual in virtual machines)")
-        names = [name for name, _, _ in sensors]
-        found: dict[str, float] = {}
-        for name, place, file in sensors:
-            unique = name if names.count(name) == 1 else f"{name} ({place})"
-            value = self.at(f"temperatures_c.{unique}", partial(_thousandths, file))
-            if value is not None:
-                found[unique] = value
-        if not found:
-            raise _UnreadableError("every temperature sensor refused to be read")
-        return found
-
-    def load(self) -> float:
-        return float((self._root / "proc/loadavg").read_text().split()[0])
-
-    def busy(self, over_s: float) -> float:
-        """Processor time of everything but this process, over that of all processors."""
-        if not self._live:
-            raise _UnreadableError("a recorded machine does no work")
-        import psutil
-
-        own = psutil.Process()
-
-        def others_s() -> float:
-            times = psutil.cpu_times()._asdict()
-            # Guest time is part of user time already; steal is work of other guests on this processor.
-            used = sum(times.get(kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal"))
-            mine = own.cpu_times()
-            return float(used - mine.user - mine.system)
-
-        start, start_s = time.perf_counter(), others_s()
-        time.sleep(over_s)
-        used_s, elapsed_s = others_s() - start_s, time.perf_counter() - start
-        return min(1.0, max(0.0, used_s / (elapsed_s * (psutil.cpu_count() or 1))))
-
-    def container(self) -> str | None:
-        """Container and virtual machine, as far as they leave signs; ``None`` without any."""
-        signs = []
-        groups = self._text(self._root / "proc/1/cgroup") or ""
-        if (self._root / ".dockerenv").exists() or "docker" in groups:
-            signs.append("docker")
-        if (self._root / "run/.containerenv").exists():
-            signs.append("podman")
-        if "kubepods" in groups:
-            signs.append("kubernetes")
-        told = self._text(self._root / "run/systemd/container")
-        if told and told not in signs:
-            signs.append(told)
-        if re.search(r"^flags\s*:.*\bhypervisor\b", self._text(self._root / "proc/cpuinfo") or "", re.MULTILINE):
-            maker = self._text(self._root / "sys/class/dmi/id/sys_vendor")
-            signs.append(f"virtual machine ({maker})" if maker else "virtual machine")
-        return ", ".join(signs) or None
-
-    def _found(self, pattern: str) -> list[Path]:
-        """Paths of a pattern, in the order of the numbers in their names."""
-        return sorted(self._root.glob(pattern), key=lambda path: [int(part) for part in re.findall(r"\d+", str(path))])
-
-    def _per_processor(self, name: str) -> dict[str, str]:
-        files = self._found(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
-        if not files:
-            raise _UnreadableError("no cpufreq in /sys/devices/system/cpu (usual in virtual machines)")
-        return {file.parent.parent.name: file.read_text().strip() for file in files}
-
-    def _fields(self, name: str) -> dict[str, str]:
-        """First value of each ``key : value`` line."""
-        pairs = (line.partition(":") for line in reversed((self._text(self._root / name) or "").splitlines()))
-        return {key.strip(): value.strip() for key, _, value in pairs}
-
-    @staticmethod
-    def _text(path: Path) -> str | None:
-        """A small file's text without its ending, or ``None``."""
-        try:
-            return path.read_text(errors="replace").strip().strip("\0") or None
-        except OSError:
-            return None
-
-
-def _thousandths(file: Path) -> float:
-    return int(file.read_text()) / 1e3
-
-
-def _affinity() -> tuple[int, ...]:
-    if not hasattr(os, "sched_getaffinity"):
-        raise _UnreadableError(f"{platform.system()} has no processor affinity")
-    return tuple(sorted(os.sched_getaffinity(0)))
 
 
 def _versions() -> dict[str, str]:

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from edgekit.measured import MeterFacts, OperatorTime
 from edgekit.plan import Stage
 from edgekit.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Buffer", "Meter", "Reading", "Runtime", "StageRunner", "Target"]
+__all__ = ["Buffer", "DeviceClock", "Meter", "OperatorTimer", "Reading", "Runtime", "StageRunner", "Target"]
 
 
 class Target(Protocol):
@@ -126,41 +127,80 @@ class Reading(Protocol):
 
     @property
     def time_ns(self) -> int:
-        """``time.perf_counter_ns`` at the reading."""
+        """``time.perf_counter_ns`` when the value was true; the middle of the call where reading takes long."""
         ...
 
     @property
-    def energy_j(self) -> float:
-        """Energy since the meter was opened."""
+    def value(self) -> float:
+        """What the meter's facts say: joules since it was opened, or watts now."""
         ...
 
 
 @runtime_checkable
 class Meter(Protocol):
-    """Reads cumulative energy. Made with ``root``, the folder that stands for ``/``, and options of its own."""
+    """Reads a counter of energy or a gauge of power.
+
+    Made with ``root``, the folder that stands for ``/``, ``clock``, nanoseconds as ``time.perf_counter_ns``, and
+    options of its own, all keywords; discovers what is there when asked, never before. Whoever measures decides how
+    often to read; a meter has no thread of its own unless its hardware streams.
+    """
 
     name: str
-    quantity: str
-    """``"counter"`` for a hardware counter, ``"integrated"`` for sampled power, ``"replay"`` for a recording."""
-    scope: str
-    """What the figure covers: socket, module, board, wall."""
 
     def unavailable(self) -> str | None:
-        """Why it cannot measure here, with what would fix it; ``None`` when it can."""
+        """Why it cannot measure here, with the command that would fix it; ``None`` when it can."""
+        ...
+
+    def facts(self) -> MeterFacts:
+        """What it measures here. Only of a meter that is not unavailable."""
         ...
 
     def open(self) -> None:
-        """Start; energy counts from here."""
+        """Start; energy counts from here.
+
+        Raises:
+            MeasurementError: it cannot measure here.
+        """
         ...
 
     def read(self) -> Reading:
-        """Energy since :meth:`open`."""
+        """Now.
+
+        Raises:
+            MeasurementError: it is not open, the sensor is gone, or what it says cannot be true.
+        """
         ...
 
     def close(self) -> None:
-        """Stop."""
+        """Stop. Closing what is closed does nothing."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """Name, quantity, unit, scope, resolution and update interval; ``replay: True`` when it is a recording."""
+
+@runtime_checkable
+class OperatorTimer(Protocol):
+    """A runtime that can tell the time of every operator, by a profiler of its own."""
+
+    def timing_operators(self) -> Runtime:
+        """A runtime with the same options whose stages record their operators; slower, so never for other figures."""
+        ...
+
+    def operator_times(self) -> tuple[OperatorTime, ...]:
+        """What was recorded since, stage by stage; ends the recording."""
+        ...
+
+
+@runtime_checkable
+class DeviceClock(Protocol):
+    """A runtime whose device has a clock of its own, as a GPU has."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that it was given."""
+        ...
+
+    def device_mark(self) -> Any:
+        """Record a moment in the device's queue."""
+        ...
+
+    def device_ns(self, begin: Any, end: Any) -> int:
+        """Nanoseconds of the device between two marks, both passed."""
         ...

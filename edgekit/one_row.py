@@ -10,18 +10,22 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import EdgekitError
 from edgekit.interfaces import Buffer
+from edgekit.measured import Span, TracedRun
 from edgekit.route import Block, Edge, Fork, Leave
 from edgekit.scoring import RowScores
 from edgekit.slots import Places, Slots
 
-__all__ = ["Node", "OneRow"]
+__all__ = ["Mark", "Node", "OneRow", "traced"]
+
+Mark = tuple[str, Literal["input", "compute", "decision", "answer"], int, int]
+"""Name and kind of a span, and the clock before and after it, in nanoseconds."""
 
 NODES_PER_STAGE = 8
 """Nodes bound beforehand for each stage; others are bound when a sample first gets there."""
@@ -42,20 +46,27 @@ class Node:
         logits: reads the logits ``(1, classes)``.
         scores: reads the score ``(1,)``, once ``value`` was called.
         exit: its index ``(1,)``; ``None`` at a gate.
-        calls: how often each stage is run.
+        calls: the stages, in order.
+        parts: what runs each of them; ``run`` is these in turn.
         next: of a row that does not leave; when open, at a gate; ``None`` also where it is not bound yet.
         closed: of a row for which the gate is closed.
     """
 
-    __slots__ = ("block", "calls", "closed", "exit", "last", "logits", "next", "places", "run", "scores", "threshold",
-                 "value")  # fmt: skip
+    __slots__ = ("block", "calls", "closed", "exit", "last", "logits", "next", "parts", "places", "run", "scores",
+                 "threshold", "value")  # fmt: skip
 
     def __init__(
-        self, block: Block, places: Places, run: Callable[[], None], calls: Sequence[str], scores: RowScores | None
+        self,
+        block: Block,
+        places: Places,
+        parts: Sequence[Callable[[], None]],
+        calls: Sequence[str],
+        scores: RowScores | None,
     ) -> None:
         self.block = block
         self.places = places
-        self.run = run
+        self.run = _in_turn(parts)
+        self.parts = tuple(parts)
         self.calls = tuple(calls)
         self.next: Node | None = None
         self.closed: Node | None = None
@@ -124,6 +135,42 @@ class OneRow:
         except Exception as error:
             raise self._slots.failure(node.calls, error) from error
 
+    def trace(self, node: Node, clock: Callable[[], int]) -> tuple[Node, bool, list[Node], list[Mark]]:
+        """As :meth:`run`, with the clock read around every stage and decision; returns what it said as well."""
+        way, marks = [node], list[Mark]()
+        try:
+            while True:
+                for stage, part in zip(node.calls, node.parts, strict=True):
+                    begin = clock()
+                    part()
+                    end = clock()
+                    marks.append((stage, "compute", begin, end))
+                begin = clock()
+                if node.exit is not None:
+                    leaves = node.value() >= node.threshold and _finite(node)
+                    finite = leaves or (node.last and _finite(node))
+                    end = clock()
+                    marks.append((self._decides(node), "decision", begin, end))
+                    if leaves or node.last:
+                        return node, finite, way, marks
+                    node = node.next or self._follow(node, is_open=True)
+                else:
+                    is_open = node.value() != 0
+                    end = clock()
+                    marks.append((self._decides(node), "decision", begin, end))
+                    node = (node.next if is_open else node.closed) or self._follow(node, is_open=is_open)
+                way.append(node)
+        except EdgekitError:
+            raise
+        except Exception as error:
+            raise self._slots.failure(node.calls, error) from error
+
+    def _decides(self, node: Node) -> str:
+        """Name of the exit or gate where a node ends."""
+        decision = node.block.decision
+        assert decision is not None
+        return decision.gate.name if isinstance(decision, Fork) else self._slots.plan.exits[decision.exit].name
+
     def executed(self, way: Sequence[Node]) -> dict[str, int]:
         """How often each stage ran on the way."""
         counted = dict.fromkeys(self._slots.runners, 0)
@@ -163,8 +210,17 @@ class OneRow:
                 if passed is None:
                     break
                 places, block = self._slots.follow(passed, places), passed.block
-            self._nodes[key] = Node(block, places, _in_turn(runs), calls, self._scores)
+            self._nodes[key] = Node(block, places, runs, calls, self._scores)
         return self._nodes[key]
+
+
+def traced(name: str, exit: int, marks: Sequence[Mark]) -> TracedRun:  # noqa: A002
+    """The record of a walk that lasted from the first mark's beginning to the last one's end."""
+    begin, end = marks[0][2], marks[-1][3]
+    spans = tuple(
+        Span(name=of, kind=kind, start_ns=start - begin, stop_ns=stop - begin) for of, kind, start, stop in marks
+    )
+    return TracedRun(name=name, exit=exit, start_s=0.0, total_ns=end - begin, spans=spans)
 
 
 def _only_way(block: Block) -> Edge | None:

@@ -1,15 +1,16 @@
 """The profile file: what was measured, on what, with the raw samples. Measured by ``profiles``, shown by ``report``.
 
-History of :data:`PROFILE_SCHEMA`:
+Documented in docs/profile-format.md. History of :data:`PROFILE_SCHEMA`:
 
 1. first form: latency of every forced exit and of the thresholded stream, energy, memory, environment.
+2. intervals of energy, windows and power over time, paths of gates, paced streams, where the time goes, checks of the
+   protocol's rules, what is needed to resume. ``Energy.quantity`` became ``method``, a closure's ``predicted_s`` and
+   ``measured_s`` lost their unit.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,80 +18,24 @@ import msgspec
 
 from edgekit.environment import Environment
 from edgekit.errors import MeasurementError
-from edgekit.plan import Exit, Plan, Run, Step, walk
+from edgekit.measured import (
+    Check,
+    Closure,
+    Energy,
+    Interval,
+    LatencySummary,
+    MeterFacts,
+    OperatorTime,
+    PowerTrace,
+    StageTime,
+    TracedRun,
+    Window,
+)
+from edgekit.shares import GateShare
 
-__all__ = [
-    "PROFILE_SCHEMA",
-    "Closure",
-    "Energy",
-    "ExitProfile",
-    "GateShare",
-    "LatencySummary",
-    "Profile",
-    "StreamProfile",
-    "gate_shares",
-    "mean_macs",
-]
+__all__ = ["PROFILE_SCHEMA", "ExitProfile", "PacedProfile", "PathProfile", "Profile", "StreamProfile"]
 
-PROFILE_SCHEMA = 1
-
-
-class LatencySummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Statistics of latency samples, in seconds. A percentile is ``None`` with fewer samples than it needs.
-
-    Attributes:
-        samples: how many.
-        min_s: smallest.
-        median_s: middle.
-        mean_s: arithmetic mean.
-        sd_s: standard deviation.
-        p90_s: conservative order statistic; needs 64 samples (MLPerf early stopping, 99 % confidence).
-        p99_s: likewise; needs 662 samples.
-        median_low_s: lower end of the bootstrap interval of the median.
-        median_high_s: upper end.
-        mean_low_s: lower end of the bootstrap interval of the mean.
-        mean_high_s: upper end.
-        confidence: of the intervals.
-        outliers: samples beyond Tukey's 3 IQR fences; counted and kept.
-    """
-
-    samples: int
-    min_s: float
-    median_s: float
-    mean_s: float
-    sd_s: float
-    p90_s: float | None
-    p99_s: float | None
-    median_low_s: float
-    median_high_s: float
-    mean_low_s: float
-    mean_high_s: float
-    confidence: float
-    outliers: int
-
-
-class Energy(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy of one inference in joules, or why there is none.
-
-    Attributes:
-        gross_j: mean over the window; ``None`` when it could not be measured.
-        net_j: gross less idle power times latency; ``None`` without an idle baseline.
-        quantity: ``"counter"``, ``"integrated"`` or ``"replay"``.
-        scope: what the figure covers.
-        meter: name.
-        window_s: length of the measured window.
-        inferences: how many it held.
-        reason: why there is no figure, with what would fix it.
-    """
-
-    gross_j: float | None = None
-    net_j: float | None = None
-    quantity: str = ""
-    scope: str = ""
-    meter: str = ""
-    window_s: float | None = None
-    inferences: int | None = None
-    reason: str | None = None
+PROFILE_SCHEMA = 2
 
 
 class ExitProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +50,10 @@ class ExitProfile(msgspec.Struct, frozen=True, kw_only=True):
         latency_ns: raw samples in the order they were taken, batch 1.
         latency: their summary.
         energy: of one inference.
+        device_ns: the same inferences on the device's own clock; empty where the runtime has none.
+        device: their summary.
+        added_s: median latency from the exit before to this one.
+        added_j: gross energy likewise: of the stages between, their heads included; ``None`` where not measured.
     """
 
     name: str
@@ -115,6 +64,10 @@ class ExitProfile(msgspec.Struct, frozen=True, kw_only=True):
     latency_ns: tuple[int, ...]
     latency: LatencySummary
     energy: Energy
+    device_ns: tuple[int, ...] = ()
+    device: LatencySummary | None = None
+    added_s: Interval | None = None
+    added_j: Interval | None = None
 
 
 class StreamProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +80,9 @@ class StreamProfile(msgspec.Struct, frozen=True, kw_only=True):
         latency: their summary.
         energy: of one inference.
         macs: mean for one sample of the data: what ran, by the stages' MACs.
+        samples: which sample of the data each inference saw.
+        device_ns: on the device's own clock; empty where the runtime has none.
+        device: their summary.
     """
 
     accuracy: float | None
@@ -135,82 +91,49 @@ class StreamProfile(msgspec.Struct, frozen=True, kw_only=True):
     latency: LatencySummary
     energy: Energy
     macs: float | None = None
+    samples: tuple[int, ...] = ()
+    device_ns: tuple[int, ...] = ()
+    device: LatencySummary | None = None
 
 
-class GateShare(msgspec.Struct, frozen=True, kw_only=True):
-    """How often a gate was open.
+class PathProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """Every sample forced through gates to the last exit.
 
     Attributes:
-        name: of the gate.
-        reached: rows that came to it; rows that left before, or took another way, did not.
-        open: those among them that found it open; ``None`` where the stages that ran do not tell.
-        share: open of reached; ``None`` when none came.
+        name: ``"all gates open"``, ``"all gates closed"``, or ``"without NAME"``: that gate closed, the others open.
+        gates: outcome of each gate.
+        macs: for one sample; ``None`` when a stage's could not be counted.
+        latency_ns: raw samples, batch 1.
+        latency: their summary.
+        energy: of one inference.
+        saved_s: median latency that closing the one gate saves against all open; ``None`` for the two others.
     """
 
     name: str
-    reached: int | None
-    open: int | None
-    share: float | None
+    gates: dict[str, bool]
+    macs: int | None
+    latency_ns: tuple[int, ...]
+    latency: LatencySummary
+    energy: Energy
+    saved_s: Interval | None = None
 
 
-def gate_shares(plan: Plan, exits: Sequence[int], executed: Mapping[str, int]) -> tuple[GateShare, ...]:
-    """How often each gate was open, told by the stages that ran.
+class PacedProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """The stream at a fixed rate, as from a camera: idle between inferences, so clocks may drop and caches cool.
 
-    Args:
-        plan: stages and steps.
-        exits: index of the exit that each row took.
-        executed: rows that each stage ran on.
+    Attributes:
+        rate_hz: inferences begun each second.
+        latency_ns: raw, from when the sample was there to the answer; the first one included.
+        latency: their summary.
+        late: inferences that began after their time, because the one before was not ready.
+        energy: gross, for one inference with the idling up to the next one; never net.
     """
-    runs = Counter(step.stage for step in walk(plan.steps) if isinstance(step, Run))
-    left = Counter(exits)
-    found: list[GateShare] = []
-    remaining, passed = left.total(), 0
-    for step in plan.steps:
-        if isinstance(step, Exit):
-            remaining, passed = remaining - left[passed], passed + 1
-        else:
-            found += _shares([step], remaining, {name: executed[name] for name, times in runs.items() if times == 1})
-    return tuple(found)
 
-
-def _shares(steps: Sequence[Step], reached: int | None, rows: Mapping[str, int]) -> Iterator[GateShare]:
-    """Of the gates among steps that so many rows came to; ``rows`` knows the stages that are run in one place."""
-    for step in steps:
-        if isinstance(step, Run | Exit):
-            continue
-        opened, closed = (_rows_of(way, rows) for way in (step.steps, step.otherwise))
-        if reached is not None:
-            opened = reached - closed if opened is None and closed is not None else opened
-            closed = reached - opened if closed is None and opened is not None else closed
-        share = opened / reached if opened is not None and reached else None
-        yield GateShare(name=step.name, reached=reached, open=opened, share=share)
-        yield from _shares(step.steps, opened, rows)
-        yield from _shares(step.otherwise, closed, rows)
-
-
-def _rows_of(steps: Sequence[Step], rows: Mapping[str, int]) -> int | None:
-    """Rows that took a way: those of the first stage that is run on it alone."""
-    return next((rows[step.stage] for step in steps if isinstance(step, Run) and step.stage in rows), None)
-
-
-def mean_macs(plan: Plan, executed: Mapping[str, int], *, samples: int) -> float | None:
-    """MACs of what ran, for one sample; ``None`` when a stage's could not be counted."""
-    counts = [(stage.macs, executed[stage.name]) for stage in plan.stages]
-    if any(macs is None and rows for macs, rows in counts):
-        return None
-    return sum((macs or 0) * rows for macs, rows in counts) / samples
-
-
-class Closure(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether the parts explain the whole: ``sum_k share_k * mean latency_k`` against the stream's mean latency."""
-
-    predicted_s: float
-    measured_s: float
-
-    @property
-    def ratio(self) -> float:
-        """Measured over predicted; 1 when the parts explain the whole."""
-        return self.measured_s / self.predicted_s
+    rate_hz: float
+    latency_ns: tuple[int, ...]
+    latency: LatencySummary
+    late: int
+    energy: Energy
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,7 +155,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         exits: in order.
         stream: with the policy.
         closure: of latency.
-        energy_closure: of gross energy, when it was measured: joules where the closure says seconds.
+        energy_closure: of gross energy, when it was measured.
         load_s: time to open the stages.
         first_run_s: time of the first inference.
         peak_rss_bytes: highest resident memory of the process, or ``None`` where the system does not tell.
@@ -241,6 +164,17 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         warnings: what makes the figures less certain, in words.
         scripted: ``None`` when everything is real; else what was not (a fake runtime, a replayed meter).
         gates: how often each was open on the data, with the policy; empty where the network has none.
+        complete: whether everything that the protocol asks for was measured; a run that was stopped can be resumed.
+        checks: the protocol's rules; see :attr:`valid`.
+        paths: forced through gates; empty where the network has none.
+        paced: the stream at fixed rates, where the protocol asks for it.
+        stages: where the time goes, in the order in which they run.
+        operators: of every stage, on request.
+        traces: some inferences taken apart, for a timeline.
+        meter: of energy; ``None`` where there was none.
+        windows: of energy, in the order in which they were taken, idle ones included.
+        power: over the time of the windows.
+        steady_rss_bytes: resident memory of the process after the latencies were measured.
     """
 
     schema: int = PROFILE_SCHEMA
@@ -266,6 +200,27 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     scripted: str | None = None
     gates: tuple[GateShare, ...] = ()
+    complete: bool = True
+    checks: tuple[Check, ...] = ()
+    paths: tuple[PathProfile, ...] = ()
+    paced: tuple[PacedProfile, ...] = ()
+    stages: tuple[StageTime, ...] = ()
+    operators: tuple[OperatorTime, ...] = ()
+    traces: tuple[TracedRun, ...] = ()
+    meter: MeterFacts | None = None
+    windows: tuple[Window, ...] = ()
+    power: PowerTrace = PowerTrace()
+    steady_rss_bytes: int | None = None
+
+    @property
+    def valid(self) -> bool:
+        """Whether no rule of the protocol was broken."""
+        return not self.broken
+
+    @property
+    def broken(self) -> tuple[Check, ...]:
+        """The rules that were."""
+        return tuple(check for check in self.checks if check.passed is False)
 
     def save(self, path: str | Path) -> Path:
         """Write as JSON, aside and renamed.
@@ -297,6 +252,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
             schema = msgspec.json.decode(raw, type=_SchemaOnly).schema
             if schema > PROFILE_SCHEMA:
                 raise MeasurementError(f"{path}: profile schema {schema} is newer than this edgekit knows; upgrade it")
+            if schema == 1:
+                return msgspec.convert(_from_schema_1(msgspec.json.decode(raw)), type=cls)
             return msgspec.json.decode(raw, type=cls)
         except OSError as error:
             raise MeasurementError(f"{path}: cannot be read ({error.strerror})") from error
@@ -312,3 +269,22 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
 class _SchemaOnly(msgspec.Struct):
     schema: int
+
+
+def _from_schema_1(found: Any) -> Any:
+    """The mapping of a file of the first schema, in the form of the second."""
+    if not isinstance(found, dict):
+        return found
+    for name, quantity in (("closure", "latency"), ("energy_closure", "energy")):
+        old = found.get(name)
+        if isinstance(old, dict):
+            found[name] = {
+                "quantity": quantity,
+                "predicted": old.get("predicted_s"),
+                "measured": old.get("measured_s"),
+            }
+    for part in (*(found.get("exits") or ()), found.get("stream")):
+        energy = part.get("energy") if isinstance(part, dict) else None
+        if isinstance(energy, dict):
+            energy["method"] = energy.pop("quantity", "")
+    return found

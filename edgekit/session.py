@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,8 @@ from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError, InputError, PluginError
 from edgekit.interfaces import Runtime
 from edgekit.many_rows import Answers, ManyRows
-from edgekit.one_row import Node, OneRow
+from edgekit.measured import TracedRun
+from edgekit.one_row import Node, OneRow, traced
 from edgekit.plan import Plan
 from edgekit.policy import Policy
 from edgekit.route import Block, route
@@ -84,6 +85,7 @@ class Session:
     ) -> None:
         self._plan = plan
         self._runtime = runtime
+        self._artifacts = dict(artifacts)
         self._bundle = bundle
         self._policy = policy or Policy.never(len(plan.exits))
         self._policy.require_fits(plan)
@@ -187,6 +189,11 @@ class Session:
         return self._bundle
 
     @property
+    def artifacts(self) -> Mapping[str, Path]:
+        """Each stage's file, by name; empty for a runtime that opens none."""
+        return self._artifacts
+
+    @property
     def load_s(self) -> float:
         """Seconds that opening and binding the stages took."""
         return self._load_s
@@ -234,7 +241,8 @@ class Session:
         if node is not None and type(inputs) is np.ndarray and (inputs.shape, inputs.dtype) == self._row:
             # One sample of the only input, and all is bound: what a stream gives, time after time.
             self._slots.given[self._specs[0].name].write(inputs)
-            return self._run_row(node)
+            left, finite, way = self._one.run(node)
+            return self._answer(left, finite, way)
         self._require_known(exit, gates or {})
         arrays, rows = self._accept(inputs)
         if rows == 1 or self._one_by_one:
@@ -243,6 +251,41 @@ class Session:
         answers = Answers(rows, self._plan.classes, self._slots.runners, self._policy.row_scores(rows))
         self._many.run(self._route(asked), answers)
         return Result(answers.logits, answers.exit, answers.score, answers.executed)
+
+    def trace(
+        self,
+        inputs: Any,
+        *,
+        exit: int | None = None,  # noqa: A002
+        gates: Mapping[str, bool] | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> TracedRun:
+        """Run one row as :meth:`run` does, reading ``clock`` (nanoseconds) around every piece.
+
+        What the first run of its kind binds is bound before the clock starts. A gate that is forced decides nothing and
+        has no span. ``start_s`` is 0, for the caller to replace.
+
+        Raises:
+            InputError: as for :meth:`run`, or there are several rows.
+        """
+        self._require_open()
+        self._require_known(exit, gates or {})
+        asked = (exit, frozenset(gates.items())) if gates else (exit, _NO_GATES)
+        node = self._starts.get(asked) or self._start(asked)
+        begin = clock()
+        if type(inputs) is np.ndarray and (inputs.shape, inputs.dtype) == self._row:
+            self._slots.given[self._specs[0].name].write(inputs)
+        else:
+            arrays, rows = self._accept(inputs)
+            if rows != 1:
+                raise InputError(f"one row can be traced, not {rows}: give one sample")
+            self._write(arrays, 1)
+        entered = clock()
+        left, finite, way, marks = self._one.trace(node, clock)
+        walked = clock()
+        result = self._answer(left, finite, way)
+        marks = [("input", "input", begin, entered), *marks, ("answer", "answer", walked, clock())]
+        return traced("stream" if exit is None else self._plan.exits[exit].name, int(result.exit[0]), marks)
 
     def run_exits(self, inputs: Any) -> tuple[NDArray[np.float32], ...]:
         """Logits of every exit, ``(batch, classes) float32`` each, in order. Nobody leaves early.
@@ -297,10 +340,9 @@ class Session:
 
     def _write_row(self, arrays: Arrays, row: int, asked: Asked) -> Result:
         self._write([array[row : row + 1] for array in arrays], 1)
-        return self._run_row(self._starts.get(asked) or self._start(asked))
+        return self._answer(*self._one.run(self._starts.get(asked) or self._start(asked)))
 
-    def _run_row(self, node: Node) -> Result:
-        left, finite, way = self._one.run(node)
+    def _answer(self, left: Node, finite: bool, way: Sequence[Node]) -> Result:
         self._has_run = True
         score = left.scores(1).copy()
         if not finite:

@@ -9,10 +9,20 @@ if __name__ != "edgekit.profiles":
         f"import edgekit.profiles, not {__name__}: a second copy of every class would not be the first one's equal"
     )
 
-from edgekit.profiles.energy import Reading
-from edgekit.profiles.profile import profile
-from edgekit.profiles.protocol import QUICK, STANDARD, Protocol
+from edgekit.profiles.profile import ProfileStopped, profile
+from edgekit.profiles.protocol import PUBLISHABLE, QUICK, STANDARD, Protocol
 from edgekit.profiles.rapl import RaplMeter
+from edgekit.profiles.reading import Reading
 from edgekit.profiles.replay import ReplayMeter
 
-__all__ = ["QUICK", "STANDARD", "Protocol", "RaplMeter", "Reading", "ReplayMeter", "profile"]
+__all__ = [
+    "PUBLISHABLE",
+    "QUICK",
+    "STANDARD",
+    "ProfileStopped",
+    "Protocol",
+    "RaplMeter",
+    "Reading",
+    "ReplayMeter",
+    "profile",
+]

@@ -1,175 +1,274 @@
-"""Energy of one inference: windows of repeats between two readings of a meter, with an idle baseline around them."""
+"""Energy of one inference: windows of repeats while a meter is read, with an idle baseline around them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Literal
 
+import msgspec
 import numpy as np
 
-from edgekit import plugins
-from edgekit.errors import EdgekitError, MeasurementError
-from edgekit.interfaces import Meter
+from edgekit.measured import Energy, Interval, MeterFacts, Window
 from edgekit.profiles.protocol import Protocol
+from edgekit.profiles.recorder import Recorder
+from edgekit.profiles.workloads import Workload
 from edgekit.progress import Progress
-from edgekit.records import Energy
 
-__all__ = ["EnergyMeasured", "Reading", "find_meter", "measure_energy"]
+__all__ = [
+    "IDLE",
+    "EnergyWindows",
+    "Inference",
+    "difference",
+    "energy_of",
+    "idle_w",
+    "intercept_slope",
+    "window_length",
+]
 
+IDLE = "idle"
 ENOUGH_UPDATES = 100
 """Updates of the sensor that a window must hold."""
-ENOUGH_STEPS = 100
-"""Steps of the sensor that a window's energy must be worth."""
+CONTROL_SHARE = 0.1
+"""Of a window's length is run just before it without reading the meter: the same work, to see what reading costs."""
+CONFIDENCE = 0.95
+MEDIAN_COST = 1.2533
+"""Standard error of a median over that of a mean, of normal values: the square root of pi over 2."""
+
+Inference = Callable[[], int]
+"""Runs one inference and returns the index of the exit where it left."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One meter reading.
-
-    Attributes:
-        time_ns: of ``time.perf_counter_ns``.
-        energy_j: since the meter was opened.
-    """
-
-    time_ns: int
-    energy_j: float
+def window_length(facts: MeterFacts, protocol: Protocol) -> float:
+    """Seconds: the protocol's, or as long as :data:`ENOUGH_UPDATES` of the sensor take."""
+    return max(protocol.energy_window_s, ENOUGH_UPDATES * (facts.update_interval_s or 0.0))
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnergyMeasured:
-    """What the windows gave.
+@dataclass(kw_only=True)
+class EnergyWindows:
+    """Takes windows one by one; a measurement that is stopped leaves those that it has.
 
     Attributes:
-        energies: of each workload, in order.
-        idle_w: power of the idle machine before and after; empty without a baseline.
-    """
-
-    energies: tuple[Energy, ...]
-    idle_w: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class _Window:
-    seconds: float
-    energy_j: float
-    inferences: int
-
-    @property
-    def each_j(self) -> float:
-        return self.energy_j / self.inferences
-
-
-def find_meter(*, root: Path = Path("/")) -> tuple[Meter | None, str]:
-    """The first registered meter that can measure here, recordings left out; else why none can.
-
-    Args:
-        root: the folder that stands for ``/``.
-    """
-    reasons = []
-    for name in plugins.names("meters"):
-        try:
-            meter: Meter = plugins.create("meters", name, root=root)
-            if meter.quantity == "replay":
-                continue
-            reason = meter.unavailable()
-        except EdgekitError as error:
-            reason = str(error)
-        else:
-            if reason is None:
-                return meter, ""
-        reasons.append(f"{name}: {reason}")
-    return None, "; ".join(reasons) or "no meter is registered; reinstall edgekit or install a meter plugin"
-
-
-def measure_energy(
-    meter: Meter,
-    workloads: Sequence[Callable[[], object]],
-    *,
-    protocol: Protocol,
-    rng: np.random.Generator,
-    clock: Callable[[], int],
-    sleep: Callable[[float], None],
-    progress: Progress,
-) -> EnergyMeasured:
-    """Joules of one call of each workload: idle, windows in random order, idle.
-
-    Of several windows of one workload the one with the median energy per call is reported. Net energy is gross less
-    the mean idle power over the time of one call.
-
-    Args:
-        meter: closed; opened here and closed again.
-        workloads: each call is one inference, warmed up already.
+        recorder: open.
+        works: what is run in a window, by the workload that it is.
         protocol: lengths and number of windows.
         rng: order of the windows.
         clock: nanoseconds, the meter's.
         sleep: seconds of doing nothing.
+        temperature: hottest part of the device in °C, when anything tells.
         progress: told after every window.
-
-    Raises:
-        MeasurementError: the meter cannot be read.
+        kept: called after every window, when nothing is being measured.
+        windows: taken so far.
+        costs: latency while the meter is read over that without, for each window.
     """
-    seconds = max(protocol.energy_window_s, ENOUGH_UPDATES * (meter.describe().get("update_interval_s") or 0.0))
-    windows: list[list[_Window]] = [[] for _ in workloads]
-    total, done = len(workloads) * protocol.energy_windows, 0
-    meter.open()
-    try:
-        idle_w = _idle_w(meter, protocol.idle_s, sleep)
-        for _ in range(protocol.energy_windows):
-            for index in rng.permutation(len(workloads)):
-                windows[index].append(_window(meter, workloads[index], seconds=seconds, clock=clock))
-                done += 1
-                progress("measure energy", done, total)
-        idle_w += _idle_w(meter, protocol.idle_s, sleep)
-    finally:
-        meter.close()
-    return EnergyMeasured(energies=tuple(_energy(meter, each, idle_w=idle_w) for each in windows), idle_w=idle_w)
 
+    recorder: Recorder
+    works: Mapping[Workload, Inference]
+    protocol: Protocol
+    rng: np.random.Generator
+    clock: Callable[[], int]
+    sleep: Callable[[float], None]
+    temperature: Callable[[], float | None]
+    progress: Progress
+    kept: Callable[[], None] = lambda: None
+    windows: list[Window] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
 
-def _window(meter: Meter, work: Callable[[], object], *, seconds: float, clock: Callable[[], int]) -> _Window:
-    """Repeat ``work`` for at least ``seconds`` and once."""
-    first = meter.read()
-    end_ns = first.time_ns + int(seconds * 1e9)
-    inferences = 0
-    while inferences == 0 or clock() < end_ns:
-        work()
-        inferences += 1
-    return _between(first.time_ns, first.energy_j, meter, inferences)
+    def run(self) -> None:
+        """Idle, windows in random order, those of the slope, idle; what was taken before is not taken again.
 
+        Raises:
+            MeasurementError: the meter cannot be read any more.
+        """
+        self._start_c = self.temperature()
+        names = Counter(window.name for window in self.windows if window.kind not in ("slope", "idle"))
+        sloped = {window.name for window in self.windows if window.kind == "slope"}
+        turns = [
+            (work, 1)
+            for number in range(self.protocol.energy_windows)
+            for work in self._shuffled()
+            if names[work.name] <= number
+        ]
+        if self.protocol.slope:
+            turns += [(work, times) for times in (2, 3) for work in self._shuffled() if work.name not in sloped]
+        self.idle()
+        for done, (work, times) in enumerate(turns, start=1):
+            self.window(work, times=times)
+            self.progress("measure energy", done, len(turns))
+            self.kept()
+        self.idle()
 
-def _idle_w(meter: Meter, seconds: float, sleep: Callable[[float], None]) -> tuple[float, ...]:
-    """Power while nothing is asked for; empty when no time is given to it."""
-    if seconds == 0:
-        return ()
-    first = meter.read()
-    sleep(seconds)
-    window = _between(first.time_ns, first.energy_j, meter, 1)
-    return (window.energy_j / window.seconds,)
+    def idle(self) -> None:
+        """A window of doing nothing, unless the protocol gives it no time."""
+        if self.protocol.idle_s == 0:
+            return
+        self.progress("measure idle power", 0, 1)
+        start_s = self.recorder.take()
+        self.sleep(self.protocol.idle_s)
+        self._keep(IDLE, "idle", start_s, [], Counter())
 
+    def window(self, work: Workload, *, times: int = 1) -> None:
+        """Repeat an inference for the protocol's time, or ``times`` as often as in the first window of its kind."""
+        self._cool_down()
+        run, length_s = self.works[work], window_length(self.recorder.facts, self.protocol)
+        with self.recorder.paused():
+            alone_ns, _ = self._repeat(run, CONTROL_SHARE * length_s, 0)
+        first = next((each for each in self.windows if each.name == work.name and each.kind == work.kind), None)
+        count = times * first.inferences if times > 1 and first is not None else 0
+        start_s = self.recorder.take()
+        taken_ns, exits = self._repeat(run, 0.0 if count else length_s, count)
+        self._keep(work.name, "slope" if times > 1 else work.kind, start_s, taken_ns, exits)
+        # Means: a reading hits few inferences, which a median would not see.
+        self.costs.append(fmean(taken_ns) / max(fmean(alone_ns), 1))
 
-def _between(start_ns: int, start_j: float, meter: Meter, inferences: int) -> _Window:
-    last = meter.read()
-    if last.time_ns <= start_ns:
-        raise MeasurementError(f"{meter.name}: no time passed between two readings; give longer energy windows")
-    return _Window((last.time_ns - start_ns) * 1e-9, last.energy_j - start_j, inferences)
+    def _shuffled(self) -> list[Workload]:
+        works = list(self.works)
+        return [works[index] for index in self.rng.permutation(len(works))]
 
+    def _repeat(self, run: Inference, seconds: float, count: int) -> tuple[list[int], Counter[int]]:
+        """At least so long, so often, and once. Nanoseconds of each, and where they left."""
+        clock, taken_ns, exits = self.clock, list[int](), Counter[int]()
+        now = clock()
+        end_ns = now + int(seconds * 1e9)
+        while True:
+            exits[run()] += 1
+            after = clock()
+            taken_ns.append(after - now)
+            now = after
+            if now >= end_ns and len(taken_ns) >= count:
+                return taken_ns, exits
 
-def _energy(meter: Meter, windows: list[_Window], *, idle_w: tuple[float, ...]) -> Energy:
-    chosen = sorted(windows, key=lambda window: window.each_j)[(len(windows) - 1) // 2]
-    resolution_j = meter.describe().get("resolution_j")
-    if resolution_j and chosen.energy_j < ENOUGH_STEPS * resolution_j:
-        return Energy(
-            meter=meter.name,
-            reason=f"{meter.name}: a window of {chosen.seconds:.3g} s used {chosen.energy_j:.3g} J, less than "
-            f"{ENOUGH_STEPS} steps of {resolution_j:.3g} J; give a longer energy_window_s",
+    def _keep(
+        self,
+        name: str,
+        kind: Literal["idle", "exit", "path", "stream", "slope"],
+        start_s: float,
+        taken_ns: Sequence[int],
+        exits: Counter[int],
+    ) -> None:
+        stop_s = self.recorder.take()
+        found = self.recorder.joules(start_s, stop_s)
+        self.windows.append(
+            Window(
+                name=name,
+                kind=kind,
+                start_s=start_s,
+                stop_s=stop_s,
+                inferences=len(taken_ns),
+                energy_j=found.energy_j,
+                bound_j=found.bound_j,
+                updates=found.updates,
+                gap_s=found.gap_s,
+                median_s=median(taken_ns) * 1e-9 if taken_ns else None,
+                exits=tuple(exits[index] for index in range(max(exits) + 1)) if exits else (),
+            )
         )
-    return Energy(
-        gross_j=chosen.each_j,
-        net_j=chosen.each_j - fmean(idle_w) * chosen.seconds / chosen.inferences if idle_w else None,
-        quantity=meter.quantity,
-        scope=meter.scope,
-        meter=meter.name,
-        window_s=chosen.seconds,
-        inferences=chosen.inferences,
+
+    def _cool_down(self) -> None:
+        """Rest until the device is as cool as it began, a degree more allowed, or as long as the protocol gives."""
+        end_ns = self.clock() + int(self.protocol.cooldown_s * 1e9)
+        while self.clock() < end_ns:
+            now_c = self.temperature()
+            if self._start_c is not None and now_c is not None and now_c <= self._start_c + 1:
+                return
+            self.sleep(min(0.5, self.protocol.cooldown_s))
+
+    _start_c: float | None = field(default=None, init=False)
+
+
+def idle_w(windows: Sequence[Window]) -> tuple[float, ...]:
+    """Power of each idle window."""
+    return tuple(each.energy_j / (each.stop_s - each.start_s) for each in windows if each.kind == IDLE)
+
+
+def energy_of(name: str, windows: Sequence[Window], facts: MeterFacts) -> Energy:
+    """Joules of one inference: the median over its windows.
+
+    The interval has two parts that are added: the scatter of the windows, by Student's t for their mean and widened to
+    a median, and what the sensor leaves open in one of them. Net energy is less idle power over the same time, which
+    lies somewhere between the baselines.
+
+    Args:
+        name: of the workload.
+        windows: of a whole measurement.
+        facts: of the meter.
+    """
+    mine = [each for each in windows if each.name == name and each.kind not in ("slope", IDLE)]
+    unknown = Energy(method=facts.method, scope=f"{facts.scope}: {facts.covers}", meter=facts.name)
+    if not mine:
+        reason = f"{facts.name}: no window of '{name}' was finished; resume the measurement"
+        return msgspec.structs.replace(unknown, reason=reason)
+    each_j = [window.energy_j / window.inferences for window in mine]
+    middle = sorted(mine, key=lambda window: window.energy_j / window.inferences)[(len(mine) - 1) // 2]
+    gross_j = middle.energy_j / middle.inferences
+    each_s = (middle.stop_s - middle.start_s) / middle.inferences
+    half_j = None
+    if len(mine) > 2:
+        bound_j = median(window.bound_j / window.inferences for window in mine)
+        half_j = MEDIAN_COST * _t(len(mine) - 1) * float(np.std(each_j, ddof=1)) / len(mine) ** 0.5 + bound_j
+    idle = idle_w(windows)
+    least, most = (min(idle) * each_s, max(idle) * each_s) if idle else (None, None)
+    return msgspec.structs.replace(
+        unknown,
+        gross_j=gross_j,
+        low_j=None if half_j is None else gross_j - half_j,
+        high_j=None if half_j is None else gross_j + half_j,
+        net_j=gross_j - sum(idle) / len(idle) * each_s if idle else None,
+        net_low_j=None if half_j is None or most is None else gross_j - half_j - most,
+        net_high_j=None if half_j is None or least is None else gross_j + half_j - least,
+        slope_j=intercept_slope(name, windows)[1],
+        windows=len(mine),
+        window_s=middle.stop_s - middle.start_s,
+        inferences=middle.inferences,
     )
+
+
+def intercept_slope(name: str, windows: Sequence[Window]) -> tuple[float | None, float | None]:
+    """Least squares of a workload's energy over its inferences, as criterion does for time: the slope knows no edges.
+
+    Returns:
+        Joules of a window without inferences, which is what edges and sensor lag add, and joules of each inference;
+        ``None`` twice without windows of twice and three times as many.
+    """
+    mine = [each for each in windows if each.name == name and each.kind != IDLE]
+    if not any(each.kind == "slope" for each in mine):
+        return None, None
+    slope, intercept = np.polyfit([each.inferences for each in mine], [each.energy_j for each in mine], 1)
+    return float(intercept), float(slope)
+
+
+def difference(after: str, before: str | None, windows: Sequence[Window]) -> Interval | None:
+    """Joules of one inference of a workload less those of another; ``None`` with fewer than three windows of either.
+
+    Welch's interval for the difference of means, and the sensor's bounds of both.
+
+    Args:
+        after: name of the workload.
+        before: of the other; ``None`` for nothing, as before the first exit.
+        windows: of a whole measurement.
+    """
+    from scipy.stats import t
+
+    groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for each in windows:
+        if each.kind not in ("slope", IDLE):
+            groups[each.name].append((each.energy_j / each.inferences, each.bound_j / each.inferences))
+    sides = [groups[name] for name in (after, before) if name is not None]
+    if any(len(side) < 3 for side in sides):
+        return None
+    means = [float(np.mean([j for j, _ in side])) for side in sides]
+    errors = [float(np.var([j for j, _ in side], ddof=1)) / len(side) for side in sides]
+    bound_j = sum(median(bound for _, bound in side) for side in sides)
+    weight = sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
+    freedom = sum(errors) ** 2 / weight if weight > 0 else 1.0
+    value = means[0] - (means[1] if len(means) > 1 else 0.0)
+    half_j = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * sum(errors) ** 0.5 + bound_j
+    return Interval(value=value, low=value - half_j, high=value + half_j)
+
+
+def _t(freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))

@@ -1,175 +1,213 @@
-"""Latency of every forced exit and of the thresholded stream, one inference at a time, in turns."""
+"""Latency of every forced exit, path and the thresholded stream, one inference at a time, in turns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from edgekit.data import Dataset
+from edgekit.errors import MeasurementError
+from edgekit.interfaces import DeviceClock
+from edgekit.measured import Closure
 from edgekit.profiles.protocol import Protocol
 from edgekit.profiles.system import collector_off
+from edgekit.profiles.workloads import Workload
 from edgekit.progress import Progress
-from edgekit.records import Closure, LatencySummary
 
 if TYPE_CHECKING:
     from edgekit.session import Session
 
-__all__ = ["Timings", "close_latency", "latency_warnings", "measure_latency"]
+__all__ = ["Timed", "Timings", "close_latency", "measure_latency"]
 
-VARIATION = 0.10
-"""Standard deviation over mean that makes a figure doubtful (pyperf)."""
-MISMATCH = 0.10
-"""How far the stream may be from the sum of its parts."""
+STEADY = 0.02
+"""How near two stretches of warm-up must be to each other."""
+
+
+class Timed(NamedTuple):
+    """One inference.
+
+    Attributes:
+        host_ns: from just before ``session.run`` to just after.
+        sample: of the data.
+        exit: index of the exit where it left.
+        device_ns: on the device's clock; ``None`` where there is none.
+    """
+
+    host_ns: int
+    sample: int
+    exit: int
+    device_ns: int | None = None
 
 
 @dataclass(kw_only=True)
 class Timings:
-    """Raw samples in the order in which they were taken.
+    """Raw samples in the order in which they were taken; a measurement that is stopped leaves what it has.
 
     Attributes:
-        exits_ns: nanoseconds of each forced exit.
-        stream_ns: of the stream.
-        stream_samples: which sample of the data each inference of the stream saw.
-        stream_exits: at which exit it left.
+        taken: by name of the workload.
         rounds: how many rounds.
         seconds: how long they took.
+        steady: whether the warm-up became steady; ``None`` before it ended.
     """
 
-    exits_ns: tuple[list[int], ...]
-    stream_ns: list[int] = field(default_factory=list)
-    stream_samples: list[int] = field(default_factory=list)
-    stream_exits: list[int] = field(default_factory=list)
+    taken: dict[str, list[Timed]]
     rounds: int = 0
     seconds: float = 0.0
+    steady: bool | None = None
+
+    @classmethod
+    def nothing(cls, works: Sequence[Workload]) -> Timings:
+        """None yet of any workload."""
+        return cls(taken={work.name: [] for work in works})
+
+    def host_ns(self, name: str) -> list[int]:
+        """Of one workload."""
+        return [each.host_ns for each in self.taken[name]]
+
+    def device_ns(self, name: str) -> list[int]:
+        """Of one workload on the device's clock; empty where it has none."""
+        return [each.device_ns for each in self.taken[name] if each.device_ns is not None]
 
 
+@dataclass
 class _Turns:
-    """Runs rounds: all exits and the stream in random order, so that whatever drifts hits them alike."""
+    """Runs rounds: every workload in random order, so that whatever drifts hits them alike."""
 
-    def __init__(self, session: Session, data: Dataset, *, rng: np.random.Generator, clock: Callable[[], int]) -> None:
-        self._session = session
-        self._data = data
-        self._rng = rng
-        self._clock = clock
-        self._exits = len(session.plan.exits)
+    session: Session
+    data: Dataset
+    works: Sequence[Workload]
+    rng: np.random.Generator
+    clock: Callable[[], int]
 
-    def round(self, timings: Timings, passes: Iterator[int]) -> None:
-        """One round: each exit once on a random sample, the stream on the next samples of its pass."""
-        for turn in self._rng.permutation(2 * self._exits):
-            if turn < self._exits:
-                self._forced(int(turn), timings)
-            else:
-                self._streamed(next(passes), timings)
-        timings.rounds += 1
+    def __post_init__(self) -> None:
+        runtime = self.session.runtime
+        self.device = runtime if isinstance(runtime, DeviceClock) else None
+        exits = len(self.session.plan.exits)
+        self.turns = [work for work in self.works for _ in range(exits if work.kind == "stream" else 1)]
+        self.begin_pass()
 
-    def passes(self) -> Iterator[int]:
+    def begin_pass(self) -> None:
+        """Let the stream see every sample again."""
+        self._passes = self._samples()
+
+    def _samples(self) -> Iterator[int]:
         """Every sample in random order, again and again."""
         while True:
-            yield from self._rng.permutation(len(self._data)).tolist()
+            yield from self.rng.permutation(len(self.data)).tolist()
 
-    def _forced(self, exit_index: int, timings: Timings) -> None:
-        sample = int(self._rng.integers(len(self._data)))
-        inputs = self._data.batch(slice(sample, sample + 1))
-        run, clock = self._session.run, self._clock
-        start = clock()
-        run(inputs, exit=exit_index)
-        stop = clock()
-        timings.exits_ns[exit_index].append(stop - start)
+    def round(self, timings: Timings) -> None:
+        """Each exit and path once on a random sample, the stream on the next samples of its pass."""
+        for turn in self.rng.permutation(len(self.turns)):
+            work = self.turns[turn]
+            sample = next(self._passes) if work.kind == "stream" else int(self.rng.integers(len(self.data)))
+            timings.taken[work.name].append(self._timed(work, sample))
+        timings.rounds += 1
 
-    def _streamed(self, sample: int, timings: Timings) -> None:
-        inputs = self._data.batch(slice(sample, sample + 1))
-        run, clock = self._session.run, self._clock
-        start = clock()
-        result = run(inputs)
-        stop = clock()
-        timings.stream_ns.append(stop - start)
-        timings.stream_samples.append(sample)
-        timings.stream_exits.append(int(result.exit[0]))
+    def _timed(self, work: Workload, sample: int) -> Timed:
+        inputs = self.data.batch(slice(sample, sample + 1))
+        run, clock, device, gates = self.session.run, self.clock, self.device, work.gates or None
+        if device is None:
+            start = clock()
+            result = run(inputs, exit=work.exit, gates=gates)
+            host_ns, device_ns = clock() - start, None
+        else:
+            device.synchronize()
+            start, begin = clock(), device.device_mark()
+            result = run(inputs, exit=work.exit, gates=gates)
+            end = device.device_mark()
+            device.synchronize()
+            host_ns = clock() - start
+            device_ns = device.device_ns(begin, end)
+        if host_ns < 0:
+            raise MeasurementError(
+                f"the clock went back by {-host_ns} ns during an inference of '{work.name}'; "
+                "see that nothing sets the machine's monotonic clock, and measure again"
+            )
+        return Timed(host_ns, sample, int(result.exit[0]), device_ns)
 
 
 def measure_latency(
     session: Session,
     data: Dataset,
+    works: Sequence[Workload],
+    timings: Timings,
     *,
     protocol: Protocol,
     rng: np.random.Generator,
     clock: Callable[[], int],
     progress: Progress,
-) -> Timings:
-    """Warm up, then measure in rounds until the protocol is met; the garbage collector is off meanwhile.
+) -> None:
+    """Warm up until steady, then add rounds to ``timings`` until the protocol is met; the garbage collector is off.
 
     A sample's time is from just before ``session.run`` to just after, batch 1: checking and copying the input in, the
-    stages, the decisions and copying the answer out. Preprocessing happens before.
-    """
-    exits = len(session.plan.exits)
-    turns = _Turns(session, data, rng=rng, clock=clock)
-    with collector_off():
-        start = clock()
-        thrown_away = Timings(exits_ns=tuple([] for _ in range(exits)))
-        passes = turns.passes()
-        while thrown_away.rounds < protocol.warmup_rounds or (clock() - start) * 1e-9 < protocol.warmup_s:
-            turns.round(thrown_away, passes)
+    stages, the decisions and copying the answer out. Preprocessing happens before. Where the device has a clock, both
+    end when the device has done everything.
 
-        timings = Timings(exits_ns=tuple([] for _ in range(exits)))
-        start, passes, told = clock(), turns.passes(), -1
+    Raises:
+        MeasurementError: the clock went back.
+    """
+    turns = _Turns(session, data, works, rng, clock)
+    with collector_off():
+        timings.steady = _warm_up(turns, protocol, progress)
+        turns.begin_pass()
+        before_s, start, told = timings.seconds, clock(), -1
         while True:
-            turns.round(timings, passes)
-            timings.seconds = (clock() - start) * 1e-9
             done = _done_percent(timings, protocol, samples=len(data))
             if done > told:  # seldom, so that whoever draws does not run between the samples
                 progress("measure latency", done, 100)
                 told = done
             if done >= 100:
-                return timings
+                return
+            turns.round(timings)
+            timings.seconds = before_s + (clock() - start) * 1e-9
+
+
+def _warm_up(turns: _Turns, protocol: Protocol, progress: Progress) -> bool:
+    """Rounds thrown away until the last two stretches take the same, and whether they came to."""
+    thrown_away, lasted_s = Timings.nothing(turns.works), list[float]()
+    start = turns.clock()
+    while True:
+        begin = turns.clock()
+        turns.round(thrown_away)
+        now = turns.clock()
+        lasted_s.append((now - begin) * 1e-9)
+        elapsed_s = (now - start) * 1e-9
+        if len(lasted_s) % 16 == 1:
+            progress("warm up", int(100 * min(1.0, elapsed_s / max(protocol.warmup_s, 1e-9))), 100)
+        enough = len(lasted_s) >= protocol.warmup_rounds and elapsed_s >= protocol.warmup_s
+        if enough and _is_steady(lasted_s, protocol):
+            return True
+        if enough and elapsed_s >= protocol.max_warmup_s:
+            return protocol.max_warmup_s == 0
+
+
+def _is_steady(lasted_s: Sequence[float], protocol: Protocol) -> bool:
+    """Whether medians of the last two stretches, each a third of what was run, are within :data:`STEADY`."""
+    length = max(len(lasted_s) // 3, min(protocol.warmup_rounds, 2))
+    if length == 0 or len(lasted_s) < 2 * length:
+        return length == 0
+    before, after = np.median(lasted_s[-2 * length : -length]), np.median(lasted_s[-length:])
+    return bool(abs(after - before) <= STEADY * before)
 
 
 def _done_percent(timings: Timings, protocol: Protocol, *, samples: int) -> int:
     """How much of what the protocol asks for there is."""
-    passed = max(len(timings.stream_ns) / samples, timings.seconds / max(protocol.max_seconds, 1e-9))
+    streamed = max(map(len, timings.taken.values()))  # the stream's, which has as many turns as there are exits
+    passed = max(streamed / samples, timings.seconds / max(protocol.max_seconds, 1e-9))
     counted = timings.rounds / protocol.min_samples
     lasted = timings.seconds / protocol.min_seconds if protocol.min_seconds else 1.0
-    return int(100 * min(passed, counted, lasted, 1.0))
+    return math.floor(100 * min(passed, counted, lasted, 1.0))
 
 
-def close_latency(timings: Timings) -> Closure:
+def close_latency(timings: Timings, works: Sequence[Workload], *, stream: str) -> Closure:
     """``sum_k share_k * mean latency_k`` over the stream's own exits, against the stream's mean latency."""
-    counts = np.bincount(timings.stream_exits, minlength=len(timings.exits_ns))
-    means_s = np.array([np.mean(latency_ns) for latency_ns in timings.exits_ns]) * 1e-9
+    exits = [work.name for work in works if work.kind == "exit"]
+    counts = np.bincount([each.exit for each in timings.taken[stream]], minlength=len(exits))
+    means_s = np.array([np.mean(timings.host_ns(name)) for name in exits]) * 1e-9
     return Closure(
-        predicted_s=float(counts @ means_s / counts.sum()),
-        measured_s=float(np.mean(timings.stream_ns) * 1e-9),
+        predicted=float(counts @ means_s / counts.sum()), measured=float(np.mean(timings.host_ns(stream)) * 1e-9)
     )
-
-
-def latency_warnings(summaries: dict[str, LatencySummary], closure: Closure) -> Iterator[str]:
-    """What about the samples makes the figures less certain, and what to change.
-
-    Args:
-        summaries: by exit name, and the stream's.
-        closure: of the stream.
-    """
-    unsteady = [
-        f"{name} {summary.sd_s / summary.mean_s:.0%}"
-        for name, summary in summaries.items()
-        if summary.mean_s > 0 and summary.sd_s / summary.mean_s > VARIATION
-    ]
-    if unsteady:
-        yield (
-            f"latency varies by more than {VARIATION:.0%} of its mean ({', '.join(unsteady)}); "
-            "read medians, pin threads to one kind of core, fix the frequency, and measure longer"
-        )
-    for level, key in (("90th", "p90_s"), ("99th", "p99_s")):
-        few = [name for name, summary in summaries.items() if getattr(summary, key) is None]
-        if few:
-            yield (
-                f"too few samples for a {level} percentile ({', '.join(few)}); measure longer: the protocol 'standard'"
-            )
-    if closure.predicted_s > 0 and abs(closure.ratio - 1) > MISMATCH:
-        yield (
-            f"the stream took {closure.ratio:.2f} times what its exits explain "
-            f"({closure.measured_s * 1e3:.3f} ms against {closure.predicted_s * 1e3:.3f} ms); "
-            "measure longer on a quiet machine before trusting either"
-        )

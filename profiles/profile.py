@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.data import Dataset
 from edgekit.environment import Environment
 from edgekit.errors import MeasurementError
 from edgekit.interfaces import Meter
 from edgekit.policy import Policy
-from edgekit.profiles.answers import BATCH_ROWS, Answers, check_answers, require_usable
-from edgekit.profiles.energy import find_meter, measure_energy
-from edgekit.profiles.latency import Timings, close_latency, latency_warnings, measure_latency
-from edgekit.profiles.protocol import Protocol, as_protocol
-from edgekit.profiles.stats import summarize
-from edgekit.profiles.system import machine_warnings, peak_rss_bytes
+from edgekit.profiles.answers import check_answers, require_usable
+from edgekit.profiles.assemble import Assembler, as_read
+from edgekit.profiles.energy import EnergyWindows, Inference
+from edgekit.profiles.find import find_meter
+from edgekit.profiles.integrate import Series, power_of
+from edgekit.profiles.latency import Timings, measure_latency
+from edgekit.profiles.measured import Measured, require_same, resumed
+from edgekit.profiles.operators import time_operators
+from edgekit.profiles.paced import Paced, measure_paced
+from edgekit.profiles.protocol import Protocol, ProtocolName, as_protocol
+from edgekit.profiles.recorder import Recorder, Repeat, in_background
+from edgekit.profiles.stages import measure_stages
+from edgekit.profiles.system import hottest_c, peak_rss_bytes, steady_rss_bytes
+from edgekit.profiles.workloads import Workload, workloads
 from edgekit.progress import Progress, silent
-from edgekit.records import Closure, Energy, ExitProfile, Profile, StreamProfile, gate_shares, mean_macs
+from edgekit.records import Profile
 
 if TYPE_CHECKING:
     from edgekit.session import Session
 
-__all__ = ["profile"]
+__all__ = ["ProfileStopped", "profile"]
 
 POOL_BYTES = 64 << 20
 POOL_SAMPLES = 1024
 """Inputs made ready before an energy window, so that their preprocessing is in nobody's energy."""
-IDLE_DRIFT = 0.10
-"""How much idle power may change over the windows."""
+KEEP_EVERY_S = 60.0
+"""How often whoever asks is given what there is, so that a dead battery does not take all of it."""
+OPERATOR_RUNS = 50
+
+
+class ProfileStopped(KeyboardInterrupt):
+    """A measurement was stopped by Ctrl-C.
+
+    Attributes:
+        profile: what there is, incomplete; give it to ``profile(resume=...)`` to go on.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        super().__init__("the measurement was stopped")
+        self.profile = profile
 
 
 def profile(
@@ -47,117 +65,220 @@ def profile(
     data: Dataset,
     *,
     policy: Policy | None = None,
-    protocol: Protocol | Literal["quick", "standard"] = "quick",
+    protocol: Protocol | ProtocolName = "quick",
     meter: Meter | None = None,
+    operators: bool = False,
+    resume: Profile | None = None,
+    keep: Callable[[Profile], object] | None = None,
     seed: int = 0,
     progress: Progress = silent,
     root: Path = Path("/"),
     clock: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
+    repeat: Repeat = in_background,
 ) -> Profile:
     """Measure latency, energy, memory and answers of every exit and of the thresholded stream.
 
-    Writes nothing; interrupted, it leaves nothing behind, and the session has its own policy again.
+    Writes nothing of its own; the session has its own policy again afterwards.
 
     Args:
         session: an open bundle.
         data: real samples: what the inputs hold changes time and power.
         policy: of the stream; the session's own when not given.
         protocol: how long to measure; see :class:`edgekit.profiles.protocol.Protocol`.
-        meter: of energy; when not given, the first registered one that can measure here.
+        meter: of energy; when not given, the registered one of the widest scope that can measure here.
+        operators: whether to time every operator as well, by the runtime's own profiler.
+        resume: a profile of the same measurement that was stopped; what it has is not measured again.
+        keep: given what there is about every minute between two windows, incomplete.
         seed: of samples, turns and the bootstrap.
         progress: told where it stands.
         root: the folder that stands for ``/`` when the machine is looked at.
         clock: nanoseconds.
-        sleep: seconds of doing nothing, for the idle baseline.
+        sleep: seconds of doing nothing.
+        repeat: how a meter is read meanwhile.
 
     Raises:
         PolicyError: the policy does not fit the network.
-        MeasurementError: the data, the protocol or the given meter can give no meaningful figure.
+        MeasurementError: the data, the protocol or the given meter can give no meaningful figure, or what is to be
+            resumed is another measurement.
         InputError: the samples do not have the network's shape or dtype.
+        ProfileStopped: Ctrl-C, when there is something to keep.
     """
     settings = as_protocol(protocol)
     chosen = policy or session.policy
     chosen.require_fits(session.plan)
     require_usable(data, classes=session.plan.classes)
-    meter, no_energy = _usable_meter(meter, protocol=settings, root=root)
-    rng = np.random.default_rng(seed)
+    works = workloads(session.plan)
     before = Environment.take(root=root)
-    with _using(session, chosen):
-        first_run_s = _first_run_s(session, data, clock=clock)
-        timings = measure_latency(session, data, protocol=settings, rng=rng, clock=clock, progress=progress)
-        peak = peak_rss_bytes(root=root)
-        spent = _Spent.nothing(len(session.plan.exits), no_energy)
-        if meter is not None:
-            spent = _measure_spent(
-                session, data, meter, protocol=settings, rng=rng, clock=clock, sleep=sleep, progress=progress
-            )
-        answers = check_answers(session, data, progress=progress)
-    after = Environment.take(root=root)
-
-    exits = _exit_profiles(session, timings, spent, answers, seed=seed)
-    stream = StreamProfile(
-        accuracy=answers.accuracy,
-        exits=tuple(timings.stream_exits),
-        latency_ns=tuple(timings.stream_ns),
-        latency=summarize(timings.stream_ns, seed=seed),
-        energy=spent.stream,
-        macs=mean_macs(session.plan, answers.executed, samples=len(data)),
-    )
-    closure = close_latency(timings)
-    summaries = {each.name: each.latency for each in exits} | {"stream": stream.latency}
-    scripted = _scripted(session, meter)
-    return Profile(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        network=session.bundle.manifest.name if session.bundle is not None else "",
-        plan=session.plan.fingerprint,
-        artifacts=session.bundle.artifact_digests(session.runtime.target) if session.bundle is not None else {},
-        runtime=_as_read(session.runtime.describe()),
-        policy=_as_read(chosen.to_mapping()),
-        data=data.source,
-        data_sha256=data.sha256,
-        samples=len(data),
-        settings=_as_read(_settings(settings, timings, spent, meter, seed=seed)),
-        exits=exits,
-        stream=stream,
-        closure=closure,
-        energy_closure=_close_energy(spent),
-        load_s=session.load_s,
-        first_run_s=first_run_s,
-        peak_rss_bytes=peak,
-        before=before,
-        after=after,
-        warnings=(
-            *((f"not a measurement of a device: {scripted}",) if scripted else ()),
-            *machine_warnings(before, after),
-            *latency_warnings(summaries, closure),
-            *_answer_warnings(timings, answers, samples=len(data)),
-            *_other_warnings(spent, meter, first_run_s=first_run_s, peak=peak),
+    if resume is not None:
+        _require_resumable(resume, session, data, chosen, settings, before)
+    found = Measured(timings=Timings.nothing(works)) if resume is None else resumed(resume, works)
+    meter, found.no_energy = _usable_meter(meter, session, protocol=settings, root=root, clock=clock)
+    found.facts = meter.facts() if meter is not None else None
+    if resume is not None and resume.meter not in (None, found.facts):
+        raise MeasurementError(
+            f"the measurement cannot be resumed: meter '{resume.meter.name}' was used; give it again"
+        )
+    run = _Run(
+        found=found,
+        assembler=Assembler(
+            session=session,
+            data=data,
+            works=works,
+            policy=chosen,
+            protocol=settings,
+            meter=meter,
+            before=resume.before if resume is not None else before,
+            resumed=before,
+            created=resume.created if resume is not None else datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            earlier=resume.checks if resume is not None else (),
+            seed=seed,
         ),
-        scripted=scripted,
-        gates=gate_shares(session.plan, answers.exits.tolist(), answers.executed),
+        operators=operators,
+        keep=keep,
+        rng=np.random.default_rng([seed, found.parts]),
+        progress=progress,
+        root=root,
+        clock=clock,
+        sleep=sleep,
+        repeat=repeat,
     )
+    with _using(session, chosen):
+        try:
+            run.all()
+        except KeyboardInterrupt:
+            if not all(found.timings.taken.values()):
+                raise
+            raise ProfileStopped(run.profile(done=False)) from None
+    return run.profile(done=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Spent:
-    """Energy of every exit and of the stream.
+@dataclass(kw_only=True)
+class _Run:
+    """The parts of a measurement, one after the other; each leaves what it has in ``found``."""
 
-    Attributes:
-        exits: of each forced exit.
-        stream: with the policy.
-        shares: of the stream's inferences in its windows, by exit.
-        idle_w: power of the idle machine before and after.
-    """
+    found: Measured
+    assembler: Assembler
+    operators: bool
+    keep: Callable[[Profile], object] | None
+    rng: np.random.Generator
+    progress: Progress
+    root: Path
+    clock: Callable[[], int]
+    sleep: Callable[[float], None]
+    repeat: Repeat
+    _zero_ns: int = field(init=False)
+    _kept_ns: int = field(init=False)
 
-    exits: tuple[Energy, ...]
-    stream: Energy
-    shares: NDArray[np.float64] | None = None
-    idle_w: tuple[float, ...] = ()
+    def __post_init__(self) -> None:
+        self.session, self.data = self.assembler.session, self.assembler.data
+        self.protocol, self.works = self.assembler.protocol, self.assembler.works
+        self._kept_ns = self.clock()
+        self._zero_ns = self._kept_ns - int(self.found.zero_s * 1e9)
 
-    @classmethod
-    def nothing(cls, exits: int, reason: str) -> _Spent:
-        return cls(exits=(Energy(reason=reason),) * exits, stream=Energy(reason=reason))
+    def all(self) -> None:
+        """Everything that is not there yet."""
+        found = self.found
+        if not self.session.has_run and found.first_run_s is None:
+            found.first_run_s = self._first_run_s()
+        measure_latency(
+            self.session, self.data, self.works, found.timings,
+            protocol=self.protocol, rng=self.rng, clock=self.clock, progress=self.progress,
+        )  # fmt: skip
+        found.peak_rss_bytes, found.steady_rss_bytes = peak_rss_bytes(root=self.root), steady_rss_bytes(root=self.root)
+        self._offer()
+        if self.protocol.stages_s and not found.stages:
+            looked = measure_stages(
+                self.session, self.data, seconds=self.protocol.stages_s, zero_ns=self._zero_ns,
+                rng=self.rng, clock=self.clock, progress=self.progress,
+            )  # fmt: skip
+            found.stages, found.traces, found.tracing_overhead = looked.stages, looked.traces, looked.tracing_overhead
+        if self.operators and not found.operators:
+            found.operators = time_operators(
+                self.session, self.data, runs=OPERATOR_RUNS, rng=self.rng, progress=self.progress
+            )
+        if self.assembler.meter is not None:
+            self._energy(self.assembler.meter)
+        self._paced(None)
+        found.answers = check_answers(self.session, self.data, progress=self.progress)
+
+    def profile(self, *, done: bool) -> Profile:
+        """Of what there is."""
+        return self.assembler.profile(self.found, after=Environment.take(root=self.root), done=done)
+
+    def _offer(self, *, every_s: float = 0.0) -> None:
+        """Give what there is to whoever asked for it, unless that was a short while ago."""
+        if self.keep is not None and self.clock() - self._kept_ns >= every_s * 1e9:
+            self.keep(self.profile(done=False))
+            self._kept_ns = self.clock()
+
+    def _first_run_s(self) -> float:
+        """Time of the session's first inference of all, to the last exit."""
+        inputs = self.data.batch(slice(0, 1))
+        start = self.clock()
+        self.session.run(inputs, exit=len(self.session.plan.exits) - 1)
+        return (self.clock() - start) * 1e-9
+
+    def _energy(self, meter: Meter) -> None:
+        """Windows, then paced streams, while the meter is read; one that fails becomes the reason."""
+        found, inferences = self.found, self._inferences()
+        measured = {work: inferences[work] for work in self.works if not work.name.startswith("without ")}
+        earlier = found.power
+        try:
+            with Recorder(meter, zero_ns=self._zero_ns, repeat=self.repeat) as recorder:
+                try:
+                    EnergyWindows(
+                        recorder=recorder,
+                        works=measured,
+                        protocol=self.protocol,
+                        rng=self.rng,
+                        clock=self.clock,
+                        sleep=self.sleep,
+                        temperature=lambda: hottest_c(root=self.root),
+                        progress=self.progress,
+                        kept=lambda: self._offer(every_s=KEEP_EVERY_S),
+                        windows=found.windows,
+                        costs=found.costs,
+                    ).run()
+                    self._paced(recorder)
+                finally:
+                    found.readings = recorder.series()
+                    now = power_of(found.readings, recorder.facts)
+                    found.power = Series(
+                        np.concatenate([earlier.times_s, now.times_s]), np.concatenate([earlier.values, now.values])
+                    )
+        except MeasurementError as error:
+            found.no_energy = str(error)
+
+    def _paced(self, recorder: Recorder | None) -> None:
+        """The stream at each rate that was not measured yet."""
+        run = self._inferences()[self.works[-1]]
+        for rate_hz in self.protocol.paced_hz:
+            if all(each.rate_hz != rate_hz for each in self.found.paced):
+                paced = self._at_rate(run, rate_hz, recorder)
+                self.found.paced.append(paced)
+                if paced.window is not None:
+                    self.found.windows.append(paced.window)
+
+    def _at_rate(self, run: Inference, rate_hz: float, recorder: Recorder | None) -> Paced:
+        return measure_paced(
+            run, rate_hz=rate_hz, seconds=self.protocol.paced_s, recorder=recorder,
+            clock=self.clock, sleep=self.sleep, progress=self.progress,
+        )  # fmt: skip
+
+    def _inferences(self) -> Mapping[Workload, Inference]:
+        """What runs each workload once, on inputs made ready before."""
+        sample_bytes = max(1, self.data.batch(slice(0, 1)).nbytes)
+        size = min(len(self.data), POOL_SAMPLES, max(1, POOL_BYTES // sample_bytes))
+        rows = np.sort(self.rng.choice(len(self.data), size=size, replace=False))
+        inputs = cycle([self.data.batch(slice(row, row + 1)) for row in rows.tolist()])
+        run = self.session.run
+
+        def inference(work: Workload) -> Inference:
+            gates = work.gates or None
+            return lambda: int(run(next(inputs), exit=work.exit, gates=gates).exit[0])
+
+        return {work: inference(work) for work in self.works}
 
 
 @contextmanager
@@ -173,7 +294,9 @@ def _using(session: Session, policy: Policy) -> Iterator[None]:
             session.use(own)
 
 
-def _usable_meter(meter: Meter | None, *, protocol: Protocol, root: Path) -> tuple[Meter | None, str]:
+def _usable_meter(
+    meter: Meter | None, session: Session, *, protocol: Protocol, root: Path, clock: Callable[[], int]
+) -> tuple[Meter | None, str]:
     """The given meter or one that is found, else why there is none.
 
     Raises:
@@ -182,152 +305,27 @@ def _usable_meter(meter: Meter | None, *, protocol: Protocol, root: Path) -> tup
     if protocol.energy_window_s == 0:
         return None, "the protocol measures no energy; give it an energy_window_s"
     if meter is None:
-        return find_meter(root=root)
+        told = session.runtime.describe()
+        device = f"{told.get('device', '')} {told.get('provider', '')}".lower()
+        return find_meter(root=root, clock=clock, on_gpu="cuda" in device or "tensorrt" in device)
     reason = meter.unavailable()
     if reason is not None:
         raise MeasurementError(f"meter '{meter.name}' cannot measure here: {reason}")
     return meter, ""
 
 
-def _first_run_s(session: Session, data: Dataset, *, clock: Callable[[], int]) -> float | None:
-    """Time of the session's first inference of all, to the last exit; ``None`` when it is not the first."""
-    if session.has_run:
-        return None
-    inputs = data.batch(slice(0, 1))
-    start = clock()
-    session.run(inputs, exit=len(session.plan.exits) - 1)
-    return (clock() - start) * 1e-9
-
-
-def _measure_spent(
-    session: Session,
-    data: Dataset,
-    meter: Meter,
-    *,
-    protocol: Protocol,
-    rng: np.random.Generator,
-    clock: Callable[[], int],
-    sleep: Callable[[float], None],
-    progress: Progress,
-) -> _Spent:
-    """Energy of every exit and of the stream, on inputs made ready before; a meter that fails becomes the reason."""
-    exits = len(session.plan.exits)
-    sample_bytes = max(1, data.batch(slice(0, 1)).nbytes)
-    size = min(len(data), POOL_SAMPLES, max(1, POOL_BYTES // sample_bytes))
-    rows = np.sort(rng.choice(len(data), size=size, replace=False))
-    pool = [data.batch(slice(row, row + 1)) for row in rows.tolist()]
-    inputs, left = cycle(pool), Counter[int]()
-
-    def forced(index: int) -> Callable[[], object]:
-        return lambda: session.run(next(inputs), exit=index)
-
-    def stream() -> None:
-        left[int(session.run(next(inputs)).exit[0])] += 1
-
-    workloads = [*(forced(index) for index in range(exits)), stream]
-    try:
-        measured = measure_energy(
-            meter, workloads, protocol=protocol, rng=rng, clock=clock, sleep=sleep, progress=progress
-        )
-    except MeasurementError as error:
-        return _Spent.nothing(exits, str(error))
-    return _Spent(
-        exits=measured.energies[:-1],
-        stream=measured.energies[-1],
-        shares=np.array([left[index] for index in range(exits)]) / left.total(),
-        idle_w=measured.idle_w,
-    )
-
-
-def _exit_profiles(
-    session: Session, timings: Timings, spent: _Spent, answers: Answers, *, seed: int
-) -> tuple[ExitProfile, ...]:
-    macs = session.plan.exit_macs()
-    return tuple(
-        ExitProfile(
-            name=step.name,
-            macs=macs[index],
-            accuracy=answers.exit_accuracy(index),
-            share=answers.share(index),
-            share_accuracy=answers.share_accuracy(index),
-            latency_ns=tuple(timings.exits_ns[index]),
-            latency=summarize(timings.exits_ns[index], seed=seed),
-            energy=spent.exits[index],
-        )
-        for index, step in enumerate(session.plan.exits)
-    )
-
-
-def _close_energy(spent: _Spent) -> Closure | None:
-    """``sum_k share_k * gross energy_k`` against the stream's, when all were measured."""
-    each_j = [energy.gross_j for energy in spent.exits if energy.gross_j is not None]
-    if spent.shares is None or spent.stream.gross_j is None or len(each_j) < len(spent.exits):
-        return None
-    return Closure(predicted_s=float(spent.shares @ np.array(each_j)), measured_s=spent.stream.gross_j)
-
-
-def _scripted(session: Session, meter: Meter | None) -> str | None:
-    """What was not real."""
-    runtime = session.runtime.describe()
-    parts = []
-    if runtime.get("scripted"):
-        parts.append(f"the runtime '{runtime.get('name', session.runtime.name)}' is scripted")
-    if meter is not None and meter.describe().get("replay"):
-        parts.append(f"the meter '{meter.name}' plays a recording")
-    return "; ".join(parts) or None
-
-
-def _settings(protocol: Protocol, timings: Timings, spent: _Spent, meter: Meter | None, *, seed: int) -> dict[str, Any]:
-    return {
-        "protocol": asdict(protocol),
-        "seed": seed,
-        "batch": 1,
-        "rounds": timings.rounds,
-        "timed_s": timings.seconds,
-        "timed": "session.run: input check and copy, stages, decisions, answer; preprocessing is not in it",
-        "interleaving": "in every round each forced exit once and the stream as often as there are exits, shuffled",
-        "garbage_collector": "off while timing",
-        "answers_batch": BATCH_ROWS,
-        "meter": meter.describe() if meter is not None else None,
-        "idle_w": list(spent.idle_w),
+def _require_resumable(
+    earlier: Profile, session: Session, data: Dataset, policy: Policy, protocol: Protocol, now: Environment
+) -> None:
+    artifacts = session.bundle.artifact_digests(session.runtime.target) if session.bundle is not None else {}
+    same: dict[str, Any] = {
+        "plan": session.plan.fingerprint,
+        "artifacts": artifacts,
+        "runtime": as_read(session.runtime.describe()),
+        "policy": as_read(policy.to_mapping()),
+        "data_sha256": data.sha256,
+        "settings.protocol": as_read(asdict(protocol)),
+        "before.host": now.host,
+        "before.processor": now.processor,
     }
-
-
-def _as_read(mapping: dict[str, Any]) -> dict[str, Any]:
-    """As whoever reads the profile's file will find it."""
-    read: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(mapping))
-    return read
-
-
-def _answer_warnings(timings: Timings, answers: Answers, *, samples: int) -> Iterator[str]:
-    """What the stream's decisions say about the figures."""
-    seen = len(set(timings.stream_samples))
-    if seen < samples:
-        yield (
-            f"the timed stream saw {seen} of {samples} samples; shares and accuracies are of all of them; "
-            "give max_seconds more time to time them all"
-        )
-    one_by_one = np.array(timings.stream_exits)
-    differ = int(np.count_nonzero(one_by_one != answers.exits[timings.stream_samples]))
-    if differ:
-        yield (
-            f"{differ} of {len(one_by_one)} samples left elsewhere in a batch of {BATCH_ROWS} than one by one; "
-            "scores so near a threshold are not reproducible here: move the threshold"
-        )
-
-
-def _other_warnings(
-    spent: _Spent, meter: Meter | None, *, first_run_s: float | None, peak: int | None
-) -> Iterator[str]:
-    """What is missing, and an idle baseline that moved."""
-    if first_run_s is None:
-        yield "the session had run before, so its first run was not timed; profile a freshly loaded one"
-    if peak is None:
-        yield "this system does not tell the peak memory of a process"
-    if meter is not None and spent.stream.reason is not None:
-        yield f"energy was not measured although there is a meter: {spent.stream.reason}"
-    if spent.idle_w and max(spent.idle_w) > (1 + IDLE_DRIFT) * min(spent.idle_w):
-        yield (
-            f"idle power went from {spent.idle_w[0]:.3g} W to {spent.idle_w[-1]:.3g} W, so net energy is doubtful; "
-            "stop other work and let the device settle"
-        )
+    require_same(earlier, same)

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgekit.errors import MeasurementError
-from edgekit.profiles.energy import Reading
+from edgekit.measured import MeterFacts
+from edgekit.profiles import sysfs
+from edgekit.profiles.reading import SensorMeter
 
 __all__ = ["RaplMeter"]
 
 POWERCAP = "sys/class/powercap"
-ZONE = re.compile(r"intel-rapl:\d+(:\d+)?")
-"""Zones of the MSR interface and their parts. ``intel-rapl-mmio:N`` counts the same energy again and does not match."""
+ZONES = "intel-rapl:*"
+"""Those of the MSR interface and their parts; ``intel-rapl-mmio:*`` counts the same energy again."""
 COUNTER_STEPS = 2**32 - 1
 """The hardware counter has 32 bits, so a zone's range tells the energy of one step."""
+MOST_W = 1000.0
+"""No socket and none's memory uses more: twice the thermal design power of the largest. Where the firmware sets no
+limit, the zone's files speak of thousands of watts."""
 
 
-class RaplMeter:
+@dataclass
+class _Counter:
+    """A zone that is counted.
+
+    Attributes:
+        zone: its folder.
+        range_uj: where it starts again.
+        most_w: what it can use at most.
+        last_uj: at the last reading.
+        last_ns: when that was.
+    """
+
+    zone: Path
+    range_uj: int
+    most_w: float
+    last_uj: int
+    last_ns: int
+
+
+class RaplMeter(SensorMeter):
     """Sum of every package zone and every DRAM zone.
 
     A package zone holds its cores and uncore, which are therefore not added; DRAM is outside the package (Intel SDM
@@ -28,7 +51,8 @@ class RaplMeter:
     covers the platform, packages included, and is left out. The figures are of the whole socket, not of this process.
 
     A counter starts again at ``max_energy_range_uj``, after minutes at full load; one restart between two readings is
-    found and made up for, to within one counter step, two cannot be told from one.
+    found and made up for, to within one counter step. Two cannot be told from one, nor one from none when the counter
+    has passed its last value, so readings must not lie farther apart than the zone's highest power needs for its range.
 
     Args:
         root: the folder that stands for ``/``.
@@ -36,19 +60,11 @@ class RaplMeter:
     """
 
     name = "rapl"
-    quantity = "counter"
 
     def __init__(self, *, root: Path = Path("/"), clock: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._root = Path(root)
-        self._clock = clock
-        self._last_uj: dict[Path, int] = {}
+        super().__init__(root=root, clock=clock)
+        self._counters: list[_Counter] = []
         self._total_uj = 0
-
-    @property
-    def scope(self) -> str:
-        """What the zones found cover."""
-        labels = {_label(zone) for zone in self._zones()}
-        return "processor packages and DRAM" if "dram" in labels else "processor packages"
 
     def unavailable(self) -> str | None:
         """Why it cannot measure here, with what would fix it; ``None`` when it can."""
@@ -59,100 +75,87 @@ class RaplMeter:
                 "run on the machine itself (modprobe intel_rapl_msr), or give another meter"
             )
         zones = self._zones()
+        if not zones and any(not sysfs.label(path / "name") for path in folder.glob(ZONES)):
+            return (
+                f"{folder} is hidden by the container; run outside of it, or start it with "
+                "--security-opt systempaths=unconfined"
+            )
         if not zones:
             return f"{folder} has no processor package; load the driver (modprobe intel_rapl_msr) or give another meter"
-        try:
-            for zone in zones:
-                _read_uj(zone / "energy_uj")
-        except PermissionError:
-            return f"{zone}/energy_uj is for root only; run as root, or allow it: sudo chmod a+r {folder}/*/energy_uj"
-        except (OSError, ValueError) as error:
-            return f"{zone}/energy_uj cannot be read ({error}); use another meter"
-        return None
+        allow = f"sudo chmod a+r {folder}/*/energy_uj"
+        problems = [
+            sysfs.unreadable(zone / "energy_uj", fix=allow, counter=True) or _without_range(zone) for zone in zones
+        ]
+        return next(filter(None, problems), None)
 
-    def open(self) -> None:
-        """Start; energy counts from here.
-
-        Raises:
-            MeasurementError: it cannot measure here.
-        """
-        reason = self.unavailable()
-        if reason is not None:
-            raise MeasurementError(f"rapl: {reason}")
-        self._total_uj = 0
-        self._last_uj = {zone: self._counter(zone) for zone in self._zones()}
-
-    def read(self) -> Reading:
-        """Energy since :meth:`open`.
-
-        Raises:
-            MeasurementError: it is not open, a counter vanished, or it started again and its range is unknown.
-        """
-        if not self._last_uj:
-            raise MeasurementError("rapl: read before open; call open() first")
-        for zone, last_uj in self._last_uj.items():
-            now_uj = self._counter(zone)
-            self._total_uj += now_uj - last_uj if now_uj >= last_uj else now_uj - last_uj + _range_uj(zone)
-            self._last_uj[zone] = now_uj
-        return Reading(time_ns=self._clock(), energy_j=self._total_uj * 1e-6)
-
-    def close(self) -> None:
-        """Stop."""
-        self._last_uj = {}
-
-    def describe(self) -> dict[str, Any]:
-        """Name, quantity, unit, scope, zones, resolution and update interval (about 1 ms; not told by the system)."""
+    def facts(self) -> MeterFacts:
+        """Zones, their step from their range, and the update interval (about 1 ms; the system does not tell it)."""
         zones = self._zones()
-        return {
-            "name": self.name,
-            "quantity": self.quantity,
-            "unit": "J",
-            "scope": self.scope,
-            "zones": [f"{zone.name} {_label(zone)}" for zone in zones],
-            "resolution_j": self._resolution_j(zones),
-            "update_interval_s": 1e-3,
-        }
+        dram = any(sysfs.label(zone / "name") == "dram" for zone in zones)
+        return MeterFacts(
+            name=self.name,
+            quantity="energy",
+            scope="socket",
+            covers="processor packages and DRAM" if dram else "processor packages",
+            parts=tuple(f"{zone.name} {sysfs.label(zone / 'name')}" for zone in zones),
+            resolution=sum(map(_range_uj, zones)) / COUNTER_STEPS * 1e-6,
+            update_interval_s=1e-3,
+        )
+
+    def _start(self) -> None:
+        self._total_uj = 0
+        self._counters = [
+            _Counter(
+                zone=zone,
+                range_uj=_range_uj(zone),
+                most_w=_most_w(zone),
+                last_uj=sysfs.sense(self.name, zone / "energy_uj", counter=True),
+                last_ns=self._clock(),
+            )
+            for zone in self._zones()
+        ]
+
+    def _value(self) -> float:
+        for counter in self._counters:
+            self._total_uj += self._step_uj(counter)
+        return self._total_uj * 1e-6
+
+    def _step_uj(self, counter: _Counter) -> int:
+        """Energy since the last reading."""
+        now_uj, now_ns = sysfs.sense(self.name, counter.zone / "energy_uj", counter=True), self._clock()
+        gap_s = (now_ns - counter.last_ns) * 1e-9
+        if gap_s * counter.most_w > counter.range_uj * 1e-6:
+            raise MeasurementError(
+                f"rapl: the counter of {counter.zone.name} may have started again more than once in {gap_s:.0f} s "
+                f"(range {counter.range_uj * 1e-6:.0f} J, up to {counter.most_w:g} W); read it more often and measure "
+                "again"
+            )
+        step_uj = now_uj - counter.last_uj
+        counter.last_uj, counter.last_ns = now_uj, now_ns
+        return step_uj if step_uj >= 0 else step_uj + counter.range_uj
 
     def _zones(self) -> list[Path]:
         """Zones that are added up."""
-        folder = self._root / POWERCAP
-        found = sorted(path for path in folder.glob("intel-rapl:*") if ZONE.fullmatch(path.name))
-        return [path for path in found if _label(path).startswith("package") or _label(path) == "dram"]
-
-    @staticmethod
-    def _counter(zone: Path) -> int:
-        try:
-            return _read_uj(zone / "energy_uj")
-        except (OSError, ValueError) as error:
-            raise MeasurementError(f"rapl: {zone}/energy_uj can no longer be read ({error}); measure again") from error
-
-    @staticmethod
-    def _resolution_j(zones: list[Path]) -> float | None:
-        try:
-            return max(_range_uj(zone) / COUNTER_STEPS * 1e-6 for zone in zones)
-        except (MeasurementError, ValueError):
-            return None
+        found = sorted((self._root / POWERCAP).glob(ZONES))
+        labels = {path: sysfs.label(path / "name") for path in found}
+        return [path for path in found if labels[path].startswith("package") or labels[path] == "dram"]
 
 
-def _label(zone: Path) -> str:
-    try:
-        return (zone / "name").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _read_uj(path: Path) -> int:
-    return int(path.read_text())
+def _without_range(zone: Path) -> str | None:
+    path = zone / "max_energy_range_uj"
+    reason = sysfs.unreadable(path, counter=True)
+    if reason is None and sysfs.number(path) <= 0:
+        reason = f"{path} says {sysfs.number(path)}; use another meter"
+    return None if reason is None else f"where the counter of {zone.name} starts again is not known: {reason}"
 
 
 def _range_uj(zone: Path) -> int:
-    path = zone / "max_energy_range_uj"
-    try:
-        value = _read_uj(path)
-    except (OSError, ValueError) as error:
-        raise MeasurementError(
-            f"rapl: the counter of {zone.name} started again and {path} cannot be read ({error}); measure again"
-        ) from error
-    if value <= 0:
-        raise MeasurementError(f"rapl: the counter of {zone.name} started again and {path} says {value}; measure again")
-    return value
+    return sysfs.sense("rapl", zone / "max_energy_range_uj", counter=True)
+
+
+def _most_w(zone: Path) -> float:
+    """Twice the highest of the zone's limits, which hold for an average, where it has any and they are plausible."""
+    patterns = ("constraint_*_max_power_uw", "constraint_*_power_limit_uw")
+    limits_uw = [sysfs.optional(path) or 0 for pattern in patterns for path in zone.glob(pattern)]
+    most_w = 2e-6 * max(limits_uw, default=0)
+    return most_w if 0 < most_w < MOST_W else MOST_W

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgekit.errors import BundleError, InputError
+from edgekit.errors import BundleError, InputError, MeasurementError
 from edgekit.interfaces import Buffer
+from edgekit.measured import OperatorTime
 from edgekit.plan import Stage
 from edgekit.runtimes.host import HostBuffer
+from edgekit.runtimes.operators import operator_times
 from edgekit.tensors import TensorSpec
 
 __all__ = ["EagerRuntime"]
+
+_Recorded = defaultdict[tuple[str, str, str], list[float]]
 
 
 class EagerRuntime:
@@ -30,6 +37,7 @@ class EagerRuntime:
 
     def __init__(self, modules: Mapping[str, torch.nn.Module], *, threads: int | None = None) -> None:
         self._modules = dict(modules)
+        self._calls: _Recorded | None = None
         self._before = torch.get_num_threads()
         if threads is not None:
             torch.set_num_threads(threads)
@@ -44,7 +52,8 @@ class EagerRuntime:
             raise BundleError(
                 f"stage '{stage.name}': there is no module for it (modules: {', '.join(self._modules) or 'none'})"
             )
-        return EagerRunner(stage, self._modules[stage.name])
+        module = self._modules[stage.name]
+        return EagerRunner(stage, module if self._calls is None else _timed(stage.name, module, self._calls))
 
     def allocate(self, spec: TensorSpec, rows: int) -> HostBuffer:
         """Host memory, which PyTorch tensors look into."""
@@ -54,6 +63,29 @@ class EagerRuntime:
         """Name, version and threads."""
         return {"name": self.name, "version": torch.__version__, "device": "cpu", "threads": torch.get_num_threads()}
 
+    def timing_operators(self) -> EagerRuntime:
+        """A runtime of the same modules that reads the clock around every operator.
+
+        Not by ``torch.profiler``, of which a process can have but one, and which writes to the terminal.
+        """
+        made = EagerRuntime(self._modules)
+        made._calls = defaultdict(list)
+        return made
+
+    def operator_times(self) -> tuple[OperatorTime, ...]:
+        """Every operator as a module called it, the first few calls left out; what it calls in turn is its own time.
+
+        Operators have no names, so they are numbered by kind, in the order of one run: ``"aten.conv2d 2"``.
+
+        Raises:
+            MeasurementError: this runtime does not record.
+        """
+        if self._calls is None:
+            raise MeasurementError("runtime 'eager' records no operators; use what its timing_operators() gives")
+        found = operator_times(self._calls)
+        self._calls.clear()
+        return found
+
     def close(self) -> None:
         """Restore the number of threads."""
         torch.set_num_threads(self._before)
@@ -62,7 +94,7 @@ class EagerRuntime:
 class EagerRunner:
     """One stage's module."""
 
-    def __init__(self, stage: Stage, module: torch.nn.Module) -> None:
+    def __init__(self, stage: Stage, module: Callable[..., Any]) -> None:
         self._stage = stage
         self._module = module
 
@@ -89,3 +121,32 @@ class EagerRunner:
 
     def close(self) -> None:
         """Let go of the module."""
+
+
+class _Operators(TorchDispatchMode):
+    """Reads the clock around each operator of one run of a stage."""
+
+    def __init__(self, stage: str, calls: _Recorded) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._stage = stage
+        self._calls = calls
+        self._counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        begin = time.perf_counter_ns()
+        made = func(*args, **(kwargs or {}))
+        spent_ns = time.perf_counter_ns() - begin
+        kind = str(func.overloadpacket)
+        self._counts[kind] += 1
+        self._calls[self._stage, f"{kind} {self._counts[kind]}", kind].append(spent_ns * 1e-9)
+        return made
+
+
+def _timed(stage: str, module: Callable[..., Any], calls: _Recorded) -> Callable[..., Any]:
+    def run(*given: torch.Tensor) -> Any:
+        with _Operators(stage, calls):
+            return module(*given)
+
+    return run

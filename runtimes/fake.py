@@ -16,7 +16,7 @@ from edgekit.plan import Stage
 from edgekit.runtimes.host import HostBuffer
 from edgekit.tensors import TensorSpec
 
-__all__ = ["FakeRuntime", "Handler"]
+__all__ = ["FakeDevice", "FakeRuntime", "Handler"]
 
 Handler = Callable[[str, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Given a stage's name and its inputs' rows by name, its outputs' rows by name (those asked for at least)."""
@@ -59,6 +59,36 @@ class FakeRuntime:
 
     def close(self) -> None:
         """Holds nothing."""
+
+
+class FakeDevice(FakeRuntime):
+    """A scripted runtime that also has a scripted clock of its device; see :class:`edgekit.interfaces.DeviceClock`.
+
+    Args:
+        handler: what stands for the stages.
+        device_clock: the device's nanoseconds; the handler may move them.
+        threads: only told again by :meth:`describe`.
+
+    Attributes:
+        waits: how often it was synchronized.
+    """
+
+    def __init__(self, handler: Handler, *, device_clock: Callable[[], int], threads: int = 1) -> None:
+        super().__init__(handler, threads=threads)
+        self.waits = 0
+        self._device_clock = device_clock
+
+    def synchronize(self) -> None:
+        """Counts: what is scripted is done at once."""
+        self.waits += 1
+
+    def device_mark(self) -> int:
+        """The device's clock now."""
+        return self._device_clock()
+
+    def device_ns(self, begin: int, end: int) -> int:
+        """Nanoseconds between two marks."""
+        return end - begin
 
 
 class FakeRunner:

@@ -11,21 +11,9 @@ from hypothesis import strategies as st
 
 from edgekit.environment import Environment
 from edgekit.errors import MeasurementError
-from edgekit.plan import SCORES, Exit, Gate, Plan, Run, Stage
+from edgekit.measured import Check, Closure, Energy, LatencySummary
 from edgekit.policy import Policy
-from edgekit.records import (
-    PROFILE_SCHEMA,
-    Closure,
-    Energy,
-    ExitProfile,
-    GateShare,
-    LatencySummary,
-    Profile,
-    StreamProfile,
-    gate_shares,
-    mean_macs,
-)
-from edgekit.tensors import TensorSpec
+from edgekit.records import PROFILE_SCHEMA, ExitProfile, Profile, StreamProfile
 
 
 def profile(**changes) -> Profile:
@@ -43,7 +31,7 @@ def profile(**changes) -> Profile:
     made = Profile(
         created="2026-01-01T00:00:00Z", network="net", plan="p", artifacts={"a": "b"}, runtime={"name": "fake"},
         policy=Policy.never(2).to_mapping(), data="d", data_sha256="e", samples=3, settings={"seed": 0}, exits=(first,),
-        stream=stream, closure=Closure(predicted_s=2e-3, measured_s=3e-3), energy_closure=None, load_s=0.1,
+        stream=stream, closure=Closure(predicted=2e-3, measured=3e-3), energy_closure=None, load_s=0.1,
         first_run_s=0.2, peak_rss_bytes=None, before=machine, after=machine,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)
@@ -64,7 +52,7 @@ def test_json_keeps_every_sample(latency_ns, load_s, network):
 
 
 def test_closure_is_measured_over_predicted():
-    assert Closure(predicted_s=2.0, measured_s=3.0).ratio == 1.5
+    assert Closure(predicted=2.0, measured=3.0).ratio == 1.5
 
 
 def test_the_file_can_be_read_by_people_and_says_its_schema(tmp_path):
@@ -108,65 +96,30 @@ def test_a_place_that_cannot_be_written(tmp_path):
         profile().save(tmp_path / "none" / "p.json")
 
 
-def gated() -> Plan:
-    """A gate with one in it, an exit, one that runs when closed, one whose stage is run before as well, an exit."""
-    tensors = {name: TensorSpec(name, "float32", ("batch", 1)) for name in "xabcdefghij"}
-    made = [("ask", "x", "a"), ("outer", "a", "b"), ("inner", "b", "c"), ("closed", "e", "f"), ("again", "g", "h")]
-    stages = [
-        Stage(name=name, inputs=(read,), outputs=(output,), macs=100, weight_bytes=0, exit=False)
-        for name, read, output in made
-    ]
-    inner = Gate(name="inner", value="b", steps=(Run("inner"),), outputs={"d": ("c", "b")})
-    outer = Gate(name="outer", value="a", steps=(Run("outer"), inner), outputs={"e": ("d", "a")})
-    second = Gate(name="second", value="e", steps=(), otherwise=(Run("closed"),), outputs={"g": ("e", "f")})
-    twice = Gate(name="twice", value="g", steps=(Run("again", {"g": "h", "h": "i"}),), outputs={"j": ("i", "h")})
-    exits = []
-    for number, read in enumerate("ej"):
-        scores = {score: f"{score}{number}" for score in SCORES}
-        names = (f"logits{number}", *scores.values())
-        tensors |= {names[0]: TensorSpec(names[0], "float32", ("batch", 2))}
-        tensors |= {name: TensorSpec(name, "float32", ("batch",)) for name in scores.values()}
-        tensors |= {f"t{number}": TensorSpec(f"t{number}", "float32", ())}
-        stages.append(Stage(name=f"head{number}", inputs=(read, f"t{number}"), outputs=names, macs=10, weight_bytes=0))
-        leave = Exit(name=f"exit{number}", logits=names[0], temperature=f"t{number}", scores=scores)
-        exits.append((Run(f"head{number}"), leave))
-    steps = (Run("ask"), outer, *exits[0], second, Run("again"), twice, *exits[1])
-    return Plan(inputs=(tensors["x"],), tensors=tensors, stages=tuple(stages), steps=steps)
-
-
-def test_shares_of_gates_are_told_by_the_stages_that_ran():
-    # Ten rows; seven find the outer gate open, two of them the inner; four leave; of six, five take the closed way.
-    executed = {"ask": 10, "outer": 7, "inner": 2, "head0": 10, "closed": 5, "again": 9, "head1": 6}
-    shares = gate_shares(gated(), [0] * 4 + [1] * 6, executed)
-    assert shares == (
-        GateShare(name="outer", reached=10, open=7, share=0.7),
-        GateShare(name="inner", reached=7, open=2, share=2 / 7),
-        GateShare(name="second", reached=6, open=1, share=1 / 6),
-        GateShare(name="twice", reached=6, open=None, share=None),
-    )
-    assert mean_macs(gated(), executed, samples=10) == (10 + 7 + 2 + 5 + 9) * 10 + 16
-
-
-def test_a_gate_that_nobody_came_to_has_no_share():
-    executed = dict.fromkeys(("ask", "outer", "inner", "head0", "closed", "again", "head1"), 0)
-    executed |= {"ask": 3, "head0": 3}
-    shares = gate_shares(gated(), [0, 0, 0], executed)
-    assert [(each.reached, each.open, each.share) for each in shares[:3]] == [(3, 0, 0.0), (0, 0, None), (0, 0, None)]
-
-
-def test_macs_that_were_not_counted_are_not_guessed():
-    plan = gated()
-    stages = tuple(
-        msgspec.structs.replace(stage, macs=None) if stage.name == "inner" else stage for stage in plan.stages
-    )
-    plan = msgspec.structs.replace(plan, stages=stages)
-    executed = {stage.name: 1 for stage in stages}
-    assert mean_macs(plan, executed, samples=1) is None
-    assert mean_macs(plan, executed | {"inner": 0}, samples=1) == 420
-
-
-def test_a_profile_from_before_gates_is_read(tmp_path):
+def test_a_file_of_the_first_schema_is_read(tmp_path):
     content = json.loads(msgspec.json.encode(profile()))
-    del content["gates"], content["stream"]["macs"]
+    for name in ("gates", "complete", "checks", "paths", "paced", "stages", "operators", "traces", "meter", "windows"):
+        del content[name]
+    del content["power"], content["steady_rss_bytes"], content["stream"]["macs"], content["stream"]["samples"]
+    content |= {"schema": 1, "closure": {"predicted_s": 2e-3, "measured_s": 3e-3}}
+    content["energy_closure"] = {"predicted_s": 0.5, "measured_s": 0.4}
+    for part in (*content["exits"], content["stream"]):
+        part["energy"] = {"gross_j": 0.1, "quantity": "counter", "meter": "rapl"}
     (tmp_path / "old.json").write_text(json.dumps(content))
-    assert Profile.load(tmp_path / "old.json") == profile()
+    found = Profile.load(tmp_path / "old.json")
+    assert found.closure == Closure(predicted=2e-3, measured=3e-3)
+    assert found.energy_closure == Closure(quantity="energy", predicted=0.5, measured=0.4)
+    assert found.exits[0].energy == Energy(gross_j=0.1, method="counter", meter="rapl")
+    assert found.complete
+    assert found.valid
+
+
+def test_a_broken_rule_makes_a_profile_invalid():
+    checks = (
+        Check(rule="a", passed=True, says="well"),
+        Check(rule="b", passed=None, says="not looked at"),
+        Check(rule="c", passed=False, says="badly", advice="do it again"),
+    )
+    assert profile(checks=checks[:2]).valid
+    assert not profile(checks=checks).valid
+    assert profile(checks=checks).broken == checks[2:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import EdgekitError, InputError, PluginError, PolicyError
-from edgekit.plan import SCORES, Exit, Plan, Run, Stage
+from edgekit.plan import SCORES, ZERO, Exit, Gate, Plan, Run, Stage
 from edgekit.policy import Policy, Provenance
 from edgekit.runtimes.fake import FakeRuntime
+from edgekit.scoring import LearnedScorer
 from edgekit.session import Session
 from edgekit.slots import BINDINGS_PER_STAGE
 from edgekit.tensors import TensorSpec
@@ -443,3 +446,154 @@ def test_a_stage_that_fails_is_named_in_one_line(rows):
     message = r"^stage '(s0, )?s1' failed in fake \(the device is gone\)$"
     with Session(made.plan, FakeRuntime(fail), {}) as session, pytest.raises(EdgekitError, match=message):
         session.run(made.inputs(rows))
+
+
+def check_traced(session, inputs, **forced):
+    """A traced row leaves where it leaves untraced and runs what it runs; its spans follow each other in its time."""
+    result, traced = session.run(inputs, **forced), session.trace(inputs, **forced)
+    assert traced.exit == result.exit[0]
+    computed = Counter(span.name for span in traced.spans if span.kind == "compute")
+    assert {stage: computed[stage] for stage in result.executed} == result.executed
+    moments = [moment for span in traced.spans for moment in (span.start_ns, span.stop_ns)]
+    assert moments == sorted(moments)
+    assert (moments[0], moments[-1]) == (0, traced.total_ns)
+    assert [traced.spans[0].kind, traced.spans[-1].kind] == ["input", "answer"]
+    return traced
+
+
+@given(cases(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_traced_row_is_walked_as_any_other(case, data):
+    made, policy = case
+    with Session(made.plan, made.runtime(), {}, policy=policy) as session:
+        if data.draw(st.booleans()):
+            session.run(made.inputs())  # what is bound for one row is bound anew after a batch
+        for row in made.inputs():
+            traced = check_traced(session, row[None])
+            assert traced.name == "stream"
+            exit_index = data.draw(st.integers(0, len(made.plan.exits) - 1))
+            traced = check_traced(session, row[None], exit=exit_index)
+            assert traced.name == f"e{exit_index}"
+            decided = [span.name for span in traced.spans if span.kind == "decision"]
+            assert decided == [f"e{index}" for index in range(exit_index + 1)]
+
+
+def learned(exits):
+    widths = [CLASSES + 2 + index for index in range(exits - 1)]
+    weights = tuple((0.0,) * width + (1.0 - index,) for index, width in enumerate(widths))
+    flat = tuple((0.0,) * width for width in widths), tuple((1.0,) * width for width in widths)
+    return LearnedScorer(classes=CLASSES, centres=flat[0], scales=flat[1], weights=weights)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0, 1.5, math.inf])
+@pytest.mark.parametrize("score", ["patience", "learned"])
+def test_scores_of_the_host_are_traced_too(score, threshold):
+    made = script(np.zeros((3, 8)))
+    scorer = learned(3) if score == "learned" else None
+    policy = Policy.fixed([threshold, 0.5], score=score, scorer=scorer)
+    with Session(made.plan, made.runtime(), {}, policy=policy) as session:
+        for row in made.inputs():
+            check_traced(session, row[None])
+            check_traced(session, row[None], exit=2)
+
+
+def nested():
+    """``x`` through a gate that holds a gate, then a gate that decides on what they gave with no stage between."""
+    tensors = {name: TensorSpec(name, "float32", ("batch", 1)) for name in ("x", *"abcdefgh")}
+    names = {score: score for score in SCORES}
+    tensors |= {"logits": TensorSpec("logits", "float32", ("batch", CLASSES)), "t": TensorSpec("t", "float32", ())}
+    tensors |= {name: TensorSpec(name, "float32", ("batch",)) for name in names}
+
+    def stage(name, given, *made, ends=False):
+        return Stage(name=name, inputs=given, outputs=made, macs=1, weight_bytes=0, exit=ends)
+
+    inner = Gate(name="inner", value="b", steps=(Run("up"),), otherwise=(Run("down"),), outputs={"e": ("c", "d")})
+    steps = (
+        Run("ask"),
+        Gate(name="outer", value="a", steps=(Run("enter"), inner), outputs={"f": ("e", ZERO)}),
+        Gate(name="late", value="f", steps=(Run("more"),), outputs={"h": ("g", "f")}),
+        Run("head"),
+        Exit(name="e", logits="logits", temperature="t", scores=names),
+    )
+    stages = (
+        stage("ask", ("x",), "a"),
+        stage("enter", ("x",), "b"),
+        stage("up", ("b",), "c"),
+        stage("down", ("x",), "d"),
+        stage("more", ("f",), "g"),
+        stage("head", ("h", "t"), "logits", *names, ends=True),
+    )
+    return Plan(inputs=(tensors["x"],), tensors=tensors, stages=stages, steps=steps)
+
+
+def nested_handler(stage, inputs):
+    rows = next(array for array in inputs.values() if array.ndim == 2)
+    made = {"ask": ("a", rows % 2), "enter": ("b", rows // 2 % 2), "up": ("c", rows), "down": ("d", rows * 0)}
+    if stage == "head":
+        return {"logits": np.repeat(rows, CLASSES, 1), **dict.fromkeys(SCORES, rows[:, 0])}
+    name, value = made.get(stage, ("g", rows + 1))
+    return {name: value}
+
+
+def test_gates_in_gates_are_traced_as_they_fall_and_as_they_are_forced():
+    with Session(nested(), FakeRuntime(nested_handler), {}) as session:
+        for value in range(4):
+            inputs = np.full((1, 1), value, np.float32)
+            decided = [span.name for span in check_traced(session, inputs).spans if span.kind == "decision"]
+            assert decided == (["outer", "inner", "late", "e"] if value % 2 else ["outer", "late", "e"])
+            for outcomes in itertools.product([None, True, False], repeat=3):
+                gates = {
+                    name: outcome
+                    for name, outcome in zip(("outer", "inner", "late"), outcomes, strict=True)
+                    if outcome is not None
+                }
+                traced = check_traced(session, inputs, gates=gates)
+                assert not {span.name for span in traced.spans if span.kind == "decision"} & set(gates)
+
+
+def test_a_trace_reads_the_clock_around_every_piece():
+    """Two stages of 5 and 7 ticks; every reading of the clock is a tick itself."""
+    made = script([[0.1], [0.2]])
+    now = itertools.count(100)
+    shift = [0]
+
+    def handle(stage, inputs):
+        shift[0] += {"s0": 5, "s1": 7}[stage]
+        return made.handle(stage, inputs)
+
+    with Session(made.plan, FakeRuntime(handle), {}, policy=Policy.fixed([0.5])) as session:
+        traced = session.trace(made.inputs(1), clock=lambda: next(now) + shift[0])
+    assert [(span.name, span.kind, span.stop_ns - span.start_ns) for span in traced.spans] == [
+        ("input", "input", 1),
+        ("s0", "compute", 6),
+        ("e0", "decision", 1),
+        ("s1", "compute", 8),
+        ("e1", "decision", 1),
+        ("answer", "answer", 1),
+    ]
+    assert (traced.total_ns, traced.start_s) == (23, 0.0)
+
+
+def test_what_cannot_be_traced():
+    made = script([[0.1, 0.2]])
+    with Session(made.plan, made.runtime(), {}) as session:
+        with pytest.raises(InputError, match="one row can be traced, not 2"):
+            session.trace(made.inputs())
+        with pytest.raises(InputError, match="exit 7 does not exist"):
+            session.trace(made.inputs(1), exit=7)
+        with pytest.raises(InputError, match="expected float32"):
+            session.trace(np.zeros((1, 1)))
+    with pytest.raises(EdgekitError, match="the session is closed"):
+        session.trace(made.inputs(1))
+
+
+def test_a_stage_that_fails_in_a_trace_is_named():
+    made = script([[0.1], [0.2]])
+
+    def fail(stage, inputs):
+        if stage == "s1":
+            raise RuntimeError("the device is gone")
+        return made.handle(stage, inputs)
+
+    with Session(made.plan, FakeRuntime(fail), {}) as session, pytest.raises(EdgekitError, match="s1' failed in fake"):
+        session.trace(made.inputs(1))

@@ -16,7 +16,8 @@ from edgekit.errors import CalibrationError
 from edgekit.plan import Constant, Plan
 from edgekit.policy import Policy
 from edgekit.progress import Progress, silent
-from edgekit.records import Profile, mean_macs
+from edgekit.records import Profile
+from edgekit.shares import mean_macs
 
 if TYPE_CHECKING:
     from edgekit.session import Session

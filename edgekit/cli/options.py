@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -115,18 +115,30 @@ def share(text: str, *, option: str) -> float:
 
 
 def meter(text: str | None) -> Meter | None:
-    """A meter by name; ``replay:power.csv`` gives it a recording.
+    """A meter by name, with options: ``replay:power.csv``, or ``ina:bus=1,address=0x40,shunt_ohms=0.1``.
 
     Raises:
-        PluginError: there is none of that name.
+        PluginError: there is none of that name, or it does not take these options.
     """
     if text is None:
         return None
     from edgekit import plugins
 
-    name, _, path = text.partition(":")
-    made: Meter = plugins.create("meters", name, path=path) if path else plugins.create("meters", name)
+    name, _, rest = text.partition(":")
+    pairs = [part.partition("=") for part in rest.split(",")] if rest else []
+    if len(pairs) == 1 and not pairs[0][1]:
+        pairs = [("path", "=", rest)]
+    made: Meter = plugins.create("meters", name, **{key: _plain(value) for key, _, value in pairs})
     return made
+
+
+def _plain(text: str) -> int | float | str:
+    """``0x40`` is 64, ``0.1`` a number, anything else text."""
+    with suppress(ValueError):
+        return int(text, 0)
+    with suppress(ValueError):
+        return float(text)
+    return text
 
 
 @contextmanager

@@ -23,9 +23,9 @@ from edgekit.cli import options, output
 from edgekit.data import Dataset, as_dataset
 from edgekit.errors import InputError
 from edgekit.progress import Progress
-from edgekit.records import gate_shares, mean_macs
 from edgekit.report.files import write_aside
 from edgekit.report.formats import percent, si
+from edgekit.shares import gate_shares, mean_macs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,31 +1,33 @@
 """A profile as plotly figures: plain mappings of traces and layout, written into the page as JSON.
 
-Colours of text and grid are the page's (it knows whether it is light or dark); colours of data are chosen here, so that
-an exit looks the same in every chart.
+Beside plotly's own, a figure may have ``choices`` (figures by name, of which the page shows one), ``axes`` (x axes by
+name, likewise) and traces with ``meta``, the name of the row or kind that a reader can switch off. Colours of text and
+grid are the page's (it knows whether it is light or dark); colours of data are chosen here, so that an exit looks the
+same in every chart.
 """
 
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Sequence
-from statistics import NormalDist
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgekit.records import Profile
-from edgekit.report.formats import Unit, duration, energy, energy_unit, percent, time_unit
-from edgekit.report.tables import Row, labels, rows
+from edgekit.report.formats import energy, energy_unit, percent, ranged, time_unit
+from edgekit.report.sheets import rate_text
+from edgekit.report.tables import STREAM, Row, rows
 
-__all__ = ["Figure", "cdf", "energies", "exit_colours", "shares", "tradeoff"]
+__all__ = ["FAINT", "QUIET", "STREAM_COLOUR", "Figure", "cdf", "energies", "exit_colours", "row_colours", "shares"]
 
 Figure = dict[str, Any]
 
 STREAM_COLOUR = "#f59e0b"
-PROFILE_COLOURS = ("#3b82f6", "#f43f5e", "#10b981", "#a855f7", "#06b6d4", "#84cc16", "#ec4899", "#78716c")
-_QUIET = "rgba(128,137,155,0.65)"
-_FAINT = "rgba(128,137,155,0.5)"
+QUIET = "rgba(128,137,155,0.65)"
+FAINT = "rgba(128,137,155,0.5)"
 _RAMP = ((13, 148, 136), (59, 130, 246), (139, 92, 246), (217, 70, 160), (225, 60, 80))
 _CDF_POINTS = 400
 _LOG_RATIO = 8.0
@@ -39,91 +41,10 @@ def exit_colours(count: int) -> tuple[str, ...]:
     return tuple("#" + "".join(f"{round(part):02x}" for part in colour) for colour in zip(*channels, strict=True))
 
 
-def tradeoff(profiles: Sequence[Profile]) -> Figure:
-    """Accuracy against mean latency: forced exits joined by a line, the policy's stream as a star.
-
-    Where the data has no labels, every row takes a line of its own instead of an accuracy.
-    """
-    unit = time_unit(row.latency.mean_s for profile in profiles for row in rows(profile))
-    labelled = all(row.accuracy is not None for profile in profiles for row in rows(profile))
-    traces: list[Figure] = []
-    for number, (profile, label) in enumerate(zip(profiles, labels(profiles), strict=True)):
-        colour = None if len(profiles) == 1 else PROFILE_COLOURS[number % len(PROFILE_COLOURS)]
-        exits, stream = rows(profile)[:-1], rows(profile)[-1]
-        points = {"color": colour or list(exit_colours(len(exits))), "size": 11}
-        named = "+text" if number == 0 else ""
-        traces.append(
-            _points(exits, unit, profile, labelled)
-            | {
-                "name": html.escape(f"{label}: exits" if colour else "forced exits"),
-                "mode": f"lines+markers{named}",
-                "line": {"color": colour or _QUIET, "width": 2},
-                "marker": points,
-            }
-        )
-        traces.append(
-            _points((stream,), unit, profile, labelled)
-            | {
-                "name": html.escape(f"{label}: stream" if colour else "stream with the policy"),
-                "mode": "markers" if colour else "markers+text",
-                "marker": {"color": colour or STREAM_COLOUR, "size": 18, "symbol": "star", "line": {"width": 1}},
-                "textposition": "top left",
-            }
-        )
-    layout = {
-        "xaxis": {"title": {"text": f"mean latency of one inference [{unit.symbol}]"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"} if labelled else {"autorange": "reversed"},
-        "hovermode": "closest",
-    }
-    return {"data": traces, "layout": layout}
-
-
-def _points(some: Sequence[Row], unit: Unit, profile: Profile, labelled: bool) -> Figure:
-    names = [html.escape(row.short) for row in some]
-    means = [row.latency.mean_s / unit.scale for row in some]
-    error = {"type": "data", "symmetric": False, "color": _FAINT, "thickness": 1.2, "width": 4}
-    figure: Figure = {
-        "type": "scatter",
-        "x": means,
-        "y": [row.accuracy for row in some] if labelled else names,
-        "text": names if labelled else None,
-        "textposition": ["bottom right"] * (len(some) - 1) + ["bottom left"],
-        "cliponaxis": False,
-        "hoverinfo": "text",
-        "hovertext": [_hover(row, profile.samples) for row in some],
-        "error_x": error
-        | {
-            "array": [row.latency.mean_high_s / unit.scale - mean for row, mean in zip(some, means, strict=True)],
-            "arrayminus": [mean - row.latency.mean_low_s / unit.scale for row, mean in zip(some, means, strict=True)],
-        },
-    }
-    if labelled:
-        intervals = [_wilson(row.accuracy or 0.0, profile.samples, row.latency.confidence) for row in some]
-        figure["error_y"] = error | {
-            "array": [high - (row.accuracy or 0.0) for row, (_, high) in zip(some, intervals, strict=True)],
-            "arrayminus": [(row.accuracy or 0.0) - low for row, (low, _) in zip(some, intervals, strict=True)],
-        }
-    return figure
-
-
-def _hover(row: Row, samples: int) -> str:
-    interval = f"{duration(row.latency.mean_low_s)} to {duration(row.latency.mean_high_s)}"
-    confidence = percent(row.latency.confidence, digits=0)
-    lines = [f"<b>{html.escape(row.name)}</b>", f"mean {duration(row.latency.mean_s)} ({confidence} CI {interval})"]
-    if row.accuracy is not None:
-        low, high = _wilson(row.accuracy, samples, row.latency.confidence)
-        lines.append(f"accuracy {percent(row.accuracy)} ({confidence} CI {percent(low)} to {percent(high)})")
-    if row.share is not None and not row.stream:
-        lines.append(f"{percent(row.share)} of the stream left here")
-    return "<br>".join(lines)
-
-
-def _wilson(share: float, samples: int, confidence: float) -> tuple[float, float]:
-    """Score interval of a binomial share (Wilson, JASA 22, 1927)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    centre = (share + z * z / (2 * samples)) / (1 + z * z / samples)
-    half = z / (1 + z * z / samples) * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
-    return min(centre - half, share), max(centre + half, share)
+def row_colours(profile: Profile) -> dict[str, str]:
+    """The colour of every exit and of the stream, by name."""
+    names = [item.name for item in profile.exits]
+    return dict(zip(names, exit_colours(len(names)), strict=True)) | {STREAM: STREAM_COLOUR}
 
 
 def shares(profile: Profile) -> Figure:
@@ -144,21 +65,47 @@ def shares(profile: Profile) -> Figure:
 
 
 def energies(profile: Profile) -> Figure | None:
-    """Gross energy of one inference at each exit and of the stream; ``None`` where no row has a figure."""
-    every = [row for row in rows(profile) if row.energy.gross_j is not None]
-    if not every:
+    """Energy of one inference at each exit and of the stream, gross or net; ``None`` where no row has a figure."""
+    kinds = {
+        "gross": lambda row: (row.energy.gross_j, row.energy.low_j, row.energy.high_j),
+        "net": lambda row: (row.energy.net_j, row.energy.net_low_j, row.energy.net_high_j),
+    }
+    found = {name: _energies(profile, name, of) for name, of in kinds.items()}
+    choices = {name: figure for name, figure in found.items() if figure is not None}
+    return {"choices": choices} if choices else None
+
+
+_Ends = tuple["float | None", "float | None", "float | None"]
+
+
+def _energies(profile: Profile, name: str, of: Callable[[Row], _Ends]) -> Figure | None:
+    every = [(row, *of(row)) for row in rows(profile)]
+    known = [(row, value, low, high) for row, value, low, high in every if value is not None]
+    if not known:
         return None
-    unit = energy_unit(row.energy.gross_j for row in every)
-    values = [(row.energy.gross_j or 0.0) / unit.scale for row in every]
+    unit = energy_unit(value for _, value, _, _ in known)
     texts = [
-        f"<b>{html.escape(row.name)}</b><br>gross {energy(row.energy.gross_j)}<br>net {energy(row.energy.net_j)}"
-        for row in every
+        f"<b>{html.escape(row.name)}</b><br>{name} {energy(value)}"
+        + ("" if low is None else f" ({ranged(low, high, unit)} {unit.symbol})")
+        for row, value, low, high in known
     ]
-    axis = {"title": {"text": f"gross energy of one inference [{unit.symbol}]"}, "rangemode": "tozero"}
-    figure = _bars(every, values, labels=[energy(row.energy.gross_j) for row in every], hover=texts, axis=axis)
-    exits = rows(profile)[:-1]
-    by_name = dict(zip([row.name for row in exits], exit_colours(len(exits)), strict=True))
-    figure["data"][0]["marker"]["color"] = [STREAM_COLOUR if row.stream else by_name[row.name] for row in every]
+    axis = {"title": {"text": f"{name} energy of one inference [{unit.symbol}]"}, "rangemode": "tozero"}
+    some = [row for row, *_ in known]
+    labels = [energy(value) for _, value, _, _ in known]
+    figure = _bars(some, [value / unit.scale for _, value, _, _ in known], labels=labels, hover=texts, axis=axis)
+    colours = row_colours(profile)
+    trace = figure["data"][0]
+    trace["marker"]["color"] = [colours[row.name] for row in some]
+    trace["error_y"] = {
+        "type": "data",
+        "symmetric": False,
+        "color": QUIET,
+        "array": [((value if high is None else high) - value) / unit.scale for _, value, _, high in known],
+        "arrayminus": [(value - (value if low is None else low)) / unit.scale for _, value, low, _ in known],
+    }
+    trace["textposition"] = "inside"
+    trace["insidetextanchor"] = "start"
+    trace["textangle"] = 0
     return figure
 
 
@@ -182,14 +129,11 @@ def _bars(
 
 
 def cdf(profile: Profile) -> Figure:
-    """Share of inferences that take no longer: one curve per exit, a wide one for the stream."""
-    series = [(row.short, item.latency_ns) for row, item in zip(rows(profile), profile.exits, strict=False)]
-    curves = [
-        (name, taken, {"color": colour, "width": 2})
-        for (name, taken), colour in zip(series, exit_colours(len(series)), strict=True)
-    ]
-    curves.append(("stream", profile.stream.latency_ns, {"color": STREAM_COLOUR, "width": 3.5}))
-    present = [(name, np.sort(np.asarray(taken, float)) / 1e9, line) for name, taken, line in curves if taken]
+    """Share of inferences that take no longer: a curve per row, a wide one for the stream, dashes for what is paced.
+
+    ``axes`` are ``"linear"`` and ``"log"``, and ``log`` says which helps; paths through gates are ``off`` at first.
+    """
+    present = [(name, np.sort(np.asarray(taken, float)) / 1e9, line) for name, taken, line in _curves(profile) if taken]
     unit = time_unit(float(np.median(ordered)) for _, ordered, _ in present)
     traces = []
     for name, ordered, line in present:
@@ -199,6 +143,7 @@ def cdf(profile: Profile) -> Figure:
             "type": "scatter",
             "mode": "lines",
             "name": html.escape(name),
+            "meta": name,
             "x": [float(f"{value / unit.scale:.5g}") for value in ordered[places]],
             "y": [float(f"{(place + 1) / len(ordered):.5g}") for place in places],
             "line": line | {"shape": "hv"},
@@ -207,14 +152,32 @@ def cdf(profile: Profile) -> Figure:
         traces.append(trace)
     smallest = min((float(ordered[0]) for _, ordered, _ in present), default=1.0)
     largest = max((float(ordered[-1]) for _, ordered, _ in present), default=1.0)
-    logarithmic = smallest > 0 and largest / smallest > _LOG_RATIO
     heading = f"latency of one inference [{unit.symbol}]"
-    axis: Figure = {"title": {"text": heading}}
-    if logarithmic:
+    axes: Figure = {"linear": {"title": {"text": heading}}}
+    if smallest > 0:
         ticks = _ticks(smallest / unit.scale, largest / unit.scale)
-        axis = {"title": {"text": f"{heading}, log scale"}, "type": "log", "tickvals": ticks}
+        axes["log"] = {"title": {"text": f"{heading}, log scale"}, "type": "log", "tickvals": ticks}
     y = {"title": {"text": "share within"}, "tickformat": ".0%", "range": [0, 1.02]}
-    return {"data": traces, "layout": {"xaxis": axis, "yaxis": y, "hovermode": "closest"}}
+    return {
+        "data": traces,
+        "layout": {"yaxis": y, "hovermode": "closest", "showlegend": False},
+        "axes": axes,
+        "log": smallest > 0 and largest / smallest > _LOG_RATIO,
+        "off": [path.name for path in profile.paths],
+    }
+
+
+def _curves(profile: Profile) -> Iterator[tuple[str, tuple[int, ...], Figure]]:
+    """Name, raw latencies in nanoseconds and line of every row."""
+    colours = row_colours(profile)
+    for row, item in zip(rows(profile), profile.exits, strict=False):
+        yield row.short, item.latency_ns, {"color": colours[item.name], "width": 2}
+    yield STREAM, profile.stream.latency_ns, {"color": STREAM_COLOUR, "width": 3.5}
+    for paced, dash in zip(profile.paced, itertools.cycle(("dash", "dot", "dashdot"))):
+        name = f"{STREAM} {rate_text(paced.rate_hz)}"
+        yield name, paced.latency_ns, {"color": STREAM_COLOUR, "width": 2, "dash": dash}
+    for path, dash in zip(profile.paths, itertools.cycle(("solid", "dash", "dot", "dashdot"))):
+        yield path.name, path.latency_ns, {"color": QUIET, "width": 2, "dash": dash}
 
 
 def _ticks(low: float, high: float) -> list[float]:

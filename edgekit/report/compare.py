@@ -1,79 +1,97 @@
-"""Two or more profiles held against the first: latency with its uncertainty, and what else differs between them."""
+"""Profiles held against the first: what got worse, with intervals that hold all at once, and what else differs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.errors import MeasurementError
 from edgekit.records import Profile
-from edgekit.report.formats import NONE, percent, points
-from edgekit.report.tables import STREAM, labels
+from edgekit.report.changes import Change, changes, machine_changes
+from edgekit.report.figures import Figure, Key, figures, ratio_interval
+from edgekit.report.formats import NONE, minus, percent, points
+from edgekit.report.tables import labels
 
-__all__ = ["Change", "Comparison", "Difference", "Pair", "compare"]
+__all__ = ["TOLERANCE", "Comparison", "Difference", "Pair", "compare"]
 
-CAVEAT = (
-    "Intervals cover the scatter of the samples within each run, not what changes from run to run; "
-    "measure both again before trusting a small difference."
-)
+TOLERANCE = 0.03
+"""What two runs on one machine may differ by, unless said otherwise."""
+LOPSIDED, CLOSE = 1.6, 0.05
+"""An interval with one side so many times as long as the other, and longer than that, is told by its ends."""
+QUANTITIES = {"median": "median", "mean": "mean", "p90": "p90", "energy": "energy", "compute": "compute time"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Median latency of one exit, or of the stream, in two profiles.
+    """One figure in two profiles.
 
     Attributes:
-        name: of the exit, or ``"stream"``.
-        baseline_s: median in the first profile.
-        other_s: median in the other.
-        change: ``other_s / baseline_s - 1``.
-        low: lower end of its bootstrap interval.
+        part: ``"exit"``, ``"stream"``, ``"paced"``, ``"path"`` or ``"stage"``.
+        name: of the exit, path, rate or stage.
+        quantity: ``"median"``, ``"p90"`` or, of a stream, ``"mean"`` latency, gross ``"energy"``, or ``"compute"``, a
+            stage's median.
+        unit: of the two values, ``"s"`` or ``"J"``.
+        baseline: in the first profile.
+        other: in the other.
+        change: ``other / baseline - 1``.
+        low: lower end of its simultaneous interval.
         high: upper end.
-        confidence: of the interval.
+        verdict: ``"worse"`` or ``"better"`` when that interval lies beyond the tolerance, ``"same"`` when it lies
+            within, ``"unclear"`` when it does neither: measure for longer.
         accuracy_change: of the accuracies, where both have labels.
     """
 
+    part: str
     name: str
-    baseline_s: float
-    other_s: float
+    quantity: str
+    unit: Literal["s", "J"]
+    baseline: float
+    other: float
     change: float
     low: float
     high: float
-    confidence: float
-    accuracy_change: float | None
+    verdict: Literal["worse", "better", "same", "unclear"]
+    accuracy_change: float | None = None
 
     @property
-    def verdict(self) -> str:
-        """``"slower"``, ``"faster"``, or ``"no clear difference"`` when the interval holds 0."""
-        return "slower" if self.low > 0 else "faster" if self.high < 0 else "no clear difference"
+    def what(self) -> str:
+        """``p90 of exit2``."""
+        kind = {"stream": "the ", "paced": "the ", "stage": "stage "}.get(self.part, "")
+        return f"{QUANTITIES[self.quantity]} of {kind}{self.name}"
+
+    @property
+    def by(self) -> str:
+        """``6.0 % ± 2.1 %``, or ``6.0 % (3.5 to 12.0 %)`` where the interval is lopsided."""
+        size, low, high = self.change, self.low, self.high
+        if self.verdict == "better":
+            size, low, high = -size, -high, -low
+        sign = "" if self.verdict in ("worse", "better") else "+"
+        sides = (high - size, size - low)
+        if max(sides) <= LOPSIDED * min(sides) or max(sides) < CLOSE:
+            ends = f"± {percent(max(sides))}"
+        else:
+            ends = f"({100 * low:.1f} to {percent(high)})"
+        return minus(f"{100 * size:{sign}.1f} % {ends}")
 
     @property
     def text(self) -> str:
-        """``slower by 6.0 % (95 % CI 4.1..8.2 %)``."""
-        ends = (-self.high, -self.low) if self.verdict == "faster" else (self.low, self.high)
-        interval = f"({percent(self.confidence, digits=0)} CI {100 * ends[0]:.1f}..{100 * ends[1]:.1f} %)"
-        by = "" if self.verdict == "no clear difference" else f" by {percent(abs(self.change))}"
-        return f"{self.verdict}{by} {interval}"
+        """``worse by 6.0 % ± 2.1 %``."""
+        if self.verdict in ("worse", "better"):
+            return f"{self.verdict} by {self.by}"
+        return f"{'no change' if self.verdict == 'same' else 'unclear'}: {self.by}"
+
+    @property
+    def sentence(self) -> str:
+        """``p90 of exit2 got worse by 6.0 % ± 2.1 %``."""
+        return f"{self.what} got {self.text}"
 
     @property
     def accuracy_text(self) -> str:
         """``−0.7 points``."""
         return NONE if self.accuracy_change is None else points(self.accuracy_change)
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something that is not the same in two profiles."""
-
-    name: str
-    baseline: str
-    other: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +100,17 @@ class Pair:
 
     Attributes:
         other: its label.
-        differences: exits in order, then the stream.
+        differences: exits in order, then stream, rates, paths and stages.
         changes: of machine, runtime, network, policy, data and protocol.
-        notes: what could not be compared.
+        notes: what could not be compared, and what makes the comparison doubtful.
+        machines_differ: other host, processor, runtime or device: a difference is then one of machines, too.
     """
 
     other: str
     differences: tuple[Difference, ...]
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
+    machines_differ: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,20 +120,37 @@ class Comparison:
     Attributes:
         baseline: label of the first.
         pairs: one for each other profile.
-        caveat: what the intervals do not cover.
+        tolerance: what is called worse lies beyond it.
+        confidence: that all intervals hold at once.
+        compared: how many figures.
+        worse: a sentence for each figure that got worse; empty is what a build hopes for.
     """
 
     baseline: str
     pairs: tuple[Pair, ...]
-    caveat: str = CAVEAT
+    tolerance: float
+    confidence: float
+    compared: int
+    worse: tuple[str, ...]
+
+    @property
+    def caveat(self) -> str:
+        """What the intervals say, and what they do not cover."""
+        return (
+            f"All {self.compared} intervals hold at once with {percent(self.confidence, digits=0)} confidence "
+            "(Bonferroni) and count what drifts within a run. Worse and better lie wholly beyond a tolerance of "
+            f"{percent(self.tolerance)}, which stands for what changes from run to run."
+        )
 
 
 def compare(
     profiles: Sequence[Profile],
     *,
     other_networks: bool = False,
+    other_hosts: bool = False,
+    invalid: bool = False,
+    tolerance: float = TOLERANCE,
     confidence: float = 0.95,
-    resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
     """Hold profiles against the first of them.
@@ -121,132 +158,158 @@ def compare(
     Args:
         profiles: two or more.
         other_networks: compare although the plans differ; exits are then matched by name.
-        confidence: of the bootstrap intervals (percentile method).
-        resamples: bootstrap resamples.
-        seed: of the resampling; the same seed gives the same intervals.
+        other_hosts: compare although the machines or runtimes differ; that is then said wherever something is worse.
+        invalid: compare although a profile broke a rule of the protocol or is incomplete.
+        tolerance: share that two runs on one machine may differ by.
+        confidence: that all intervals hold at once.
+        seed: of the draws; the same seed gives the same intervals.
 
     Raises:
-        MeasurementError: fewer than two profiles, profiles of different plans, or a row without samples.
+        MeasurementError: fewer than two profiles, or some that are not comparable; the message names why.
     """
     if len(profiles) < 2:
         raise MeasurementError(f"a comparison needs two profiles or more, not {len(profiles)}")
-    first, names = profiles[0], labels(profiles)
+    if not 0 <= tolerance < 1 or not 0 < confidence < 1:
+        raise MeasurementError(f"tolerance {tolerance} and confidence {confidence}: both are shares below 1")
+    names = labels(profiles)
+    if not invalid:
+        _refuse_invalid(profiles, names)
     for profile in profiles[1:]:
-        if profile.plan != first.plan and not other_networks:
-            raise MeasurementError(
-                f"'{first.network}' (plan {first.plan[:12]}) and '{profile.network}' (plan {profile.plan[:12]}) are "
-                "not the same network cut the same way; allow other networks to compare the exits of equal names"
-            )
-    random = np.random.default_rng(seed)
+        _refuse_others(profiles[0], profile, other_networks=other_networks, other_hosts=other_hosts)
+    every = [figures(profile) for profile in profiles]
+    shared = [[key for key in every[0] if key in found and _alike(every[0][key], found[key])] for found in every[1:]]
+    compared = sum(map(len, shared))
+    rng = np.random.default_rng(seed)
     pairs = []
-    for label, profile in zip(names[1:], profiles[1:], strict=True):
-        mine, theirs = _measured(first), _measured(profile)
+    for label, profile, found, keys in zip(names[1:], profiles[1:], every[1:], shared, strict=True):
         differences = tuple(
-            _difference(name, mine[name], theirs[name], confidence=confidence, resamples=resamples, random=random)
-            for name in mine
-            if name in theirs
+            _difference(
+                key,
+                every[0][key],
+                found[key],
+                tolerance=tolerance,
+                confidence=1 - (1 - confidence) / compared,
+                usual=profile.stream.latency.confidence,
+                rng=rng,
+            )
+            for key in keys
         )
-        pairs.append(
-            Pair(other=label, differences=differences, changes=_changes(first, profile), notes=_notes(first, profile))
+        pairs.append(_pair(label, profiles[0], profile, differences, keys=(every[0], found)))
+    return Comparison(
+        baseline=names[0],
+        pairs=tuple(pairs),
+        tolerance=tolerance,
+        confidence=confidence,
+        compared=compared,
+        worse=tuple(sentence for pair in pairs for sentence in _worse(pair, alone=len(pairs) == 1)),
+    )
+
+
+def _refuse_invalid(profiles: Sequence[Profile], names: Sequence[str]) -> None:
+    for profile, name in zip(profiles, names, strict=True):
+        broken = ", ".join(check.rule for check in profile.broken)
+        why = [f"broke {broken}"] if broken else []
+        why += [] if profile.complete else ["is incomplete"]
+        if why:
+            raise MeasurementError(
+                f"'{name}' of {profile.created} {' and '.join(why)}; measure it again, or allow invalid profiles"
+            )
+
+
+def _refuse_others(first: Profile, other: Profile, *, other_networks: bool, other_hosts: bool) -> None:
+    if other.plan != first.plan and not other_networks:
+        raise MeasurementError(
+            f"'{first.network}' (plan {first.plan[:12]}) and '{other.network}' (plan {other.plan[:12]}) are "
+            "not the same network cut the same way; allow other networks to compare the exits of equal names"
         )
-    return Comparison(baseline=names[0], pairs=tuple(pairs))
+    differing = machine_changes(first, other)
+    if differing and not other_hosts:
+        raise MeasurementError(
+            f"the profiles are not of one machine and runtime ({_listed(differing)}); compare what one machine "
+            "measured, or allow other hosts"
+        )
 
 
-_Measured = tuple[tuple[int, ...], "float | None"]
-"""Raw latencies in nanoseconds, and accuracy."""
+def _listed(differing: Sequence[Change]) -> str:
+    return "; ".join(f"{change.name} '{change.baseline}' and '{change.other}'" for change in differing)
 
 
-def _measured(profile: Profile) -> dict[str, _Measured]:
-    exits = {f"exit {item.name}" if item.name == STREAM else item.name: item for item in profile.exits}
-    return {name: (item.latency_ns, item.accuracy) for name, item in (exits | {STREAM: profile.stream}).items()}
+def _alike(mine: Figure, theirs: Figure) -> bool:
+    """Whether two figures are of the same thing, and have a ratio."""
+    return mine.comparable == theirs.comparable and mine.value > 0 and theirs.value > 0
 
 
 def _difference(
-    name: str, mine: _Measured, theirs: _Measured, *, confidence: float, resamples: int, random: np.random.Generator
+    key: Key,
+    mine: Figure,
+    theirs: Figure,
+    *,
+    tolerance: float,
+    confidence: float,
+    usual: float,
+    rng: np.random.Generator,
 ) -> Difference:
-    (mine_ns, mine_accuracy), (theirs_ns, theirs_accuracy) = mine, theirs
-    if not mine_ns or not theirs_ns:
-        raise MeasurementError(f"'{name}' has no raw samples in one of the profiles; measure it again")
-    baseline, other = np.sort(np.asarray(mine_ns, float)), np.sort(np.asarray(theirs_ns, float))
-    ratios = _medians(other, resamples, random) / _medians(baseline, resamples, random) - 1
-    low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    change = float(np.median(other) / np.median(baseline) - 1)
-    both = None if mine_accuracy is None or theirs_accuracy is None else theirs_accuracy - mine_accuracy
+    change = theirs.value / mine.value - 1
+    low, high = (end - 1 for end in ratio_interval(mine, theirs, confidence=confidence, usual=usual, rng=rng))
+    verdict: Literal["worse", "better", "same", "unclear"] = "unclear"
+    if low > tolerance:
+        verdict = "worse"
+    elif high < -tolerance:
+        verdict = "better"
+    elif -tolerance <= low and high <= tolerance:
+        verdict = "same"
+    known = mine.accuracy is not None and theirs.accuracy is not None
     return Difference(
-        name=name,
-        baseline_s=float(np.median(baseline)) / 1e9,
-        other_s=float(np.median(other)) / 1e9,
+        part=key[0],
+        name=key[1],
+        quantity=key[2],
+        unit="s" if mine.unit == "s" else "J",
+        baseline=mine.value,
+        other=theirs.value,
         change=change,
-        low=float(low),
-        high=float(high),
-        confidence=confidence,
-        accuracy_change=both,
+        low=min(low, change),
+        high=max(high, change),
+        verdict=verdict,
+        accuracy_change=(theirs.accuracy or 0.0) - (mine.accuracy or 0.0) if known else None,
     )
 
 
-def _medians(ordered: NDArray[np.float64], resamples: int, random: np.random.Generator) -> NDArray[np.float64]:
-    """Medians of ``resamples`` bootstrap resamples of sorted values ``(n,) float64``, as ``(resamples,) float64``.
-
-    Drawn without resampling: a resample picks n uniform positions, and its k-th smallest value lies at the k-th
-    smallest position, which is Beta(k, n + 1 - k) distributed; given that, the one below it is its product with the
-    largest of k - 1 uniforms (David and Nagaraja, Order Statistics, 2003, sections 2.3 and 2.5).
-    """
-    count = len(ordered)
-    upper = count // 2 + 1
-    high = random.beta(upper, count + 1 - upper, resamples)
-    low = high * random.random(resamples) ** (1 / (upper - 1)) if count % 2 == 0 else high
-    places = np.minimum((np.stack([low, high]) * count).astype(np.intp), count - 1)
-    medians: NDArray[np.float64] = ordered[places].mean(axis=0)
-    return medians
-
-
-def _notes(first: Profile, other: Profile) -> tuple[str, ...]:
-    mine, theirs = _measured(first), _measured(other)
-    lonely = [name for name in (*mine, *theirs) if (name in mine) != (name in theirs)]
-    found = [f"only one of the networks has exit {', '.join(repr(name) for name in lonely)}"] if lonely else []
-    found += [f"'{item.network}' of {item.created}: {item.scripted}" for item in (first, other) if item.scripted]
-    return tuple(found)
-
-
-_VOLATILE = {"taken", "load", "busy", "frequencies_hz", "temperatures_c", "unavailable", "created"}
-"""What differs between any two runs."""
-
-
-def _changes(first: Profile, other: Profile) -> tuple[Change, ...]:
-    mine, theirs = dict(_conditions(first)), dict(_conditions(other))
-    return tuple(
-        Change(name, mine.get(name, NONE), theirs.get(name, NONE))
-        for name in dict.fromkeys((*mine, *theirs))
-        if mine.get(name) != theirs.get(name)
+def _pair(
+    label: str,
+    first: Profile,
+    other: Profile,
+    differences: tuple[Difference, ...],
+    *,
+    keys: tuple[dict[Key, Figure], dict[Key, Figure]],
+) -> Pair:
+    mine, theirs = keys
+    machines = machine_changes(first, other)
+    notes = [f"the machines differ: {_listed(machines)}"] if machines else []
+    for profile in (first, other):
+        if profile.broken:
+            notes.append(f"{profile.created} is invalid: {', '.join(check.rule for check in profile.broken)}")
+        if not profile.complete:
+            notes.append(f"{profile.created} is incomplete")
+    for part in dict.fromkeys(key[0] for key in (*mine, *theirs)):
+        lonely = dict.fromkeys(
+            key[1] for key in (*mine, *theirs) if key[0] == part and (key in mine) != (key in theirs)
+        )
+        if lonely:
+            notes.append(f"only one of the profiles has all figures of {part} {', '.join(map(repr, lonely))}")
+    other_meter = [key[1] for key in mine if key in theirs and mine[key].comparable != theirs[key].comparable]
+    if other_meter:
+        notes.append("energy is not compared: the meters or what they cover differ")
+    notes += [f"'{item.network}' of {item.created}: {item.scripted}" for item in (first, other) if item.scripted]
+    return Pair(
+        other=label,
+        differences=differences,
+        changes=changes(first, other),
+        notes=tuple(notes),
+        machines_differ=bool(machines),
     )
 
 
-def _conditions(profile: Profile) -> Iterator[tuple[str, str]]:
-    """Everything that a fair comparison holds constant, flat."""
-    yield from _flat("network", {"name": profile.network, "plan": profile.plan[:12]})
-    yield from _flat("stage", {name: digest[:12] for name, digest in profile.artifacts.items()})
-    yield from _flat("runtime", profile.runtime)
-    yield from _flat("policy", {name: value for name, value in profile.policy.items() if name != "provenance"})
-    provenance = profile.policy.get("provenance") or {}
-    yield from _flat("calibration", {name: provenance.get(name) for name in ("method", "data_sha256", "settings")})
-    yield from _flat("data", {"source": profile.data, "sha256": profile.data_sha256[:12], "samples": profile.samples})
-    yield from _flat("protocol", profile.settings)
-    yield from _flat("machine", msgspec.to_builtins(profile.before))
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            if name not in _VOLATILE:
-                yield from _flat(f"{prefix} {name}", item)
-    elif isinstance(value, list | tuple):
-        yield prefix, ", ".join(map(_text, value))
-    elif value is not None:
-        yield prefix, _text(value)
-
-
-def _text(value: Any) -> str:
-    # JSON has no infinity: a threshold that nobody passes is read back as null. Seven digits are those of a float32.
-    if value is None or value == math.inf:
-        return "never"
-    return f"{value:.7g}" if isinstance(value, float) else str(value)
+def _worse(pair: Pair, *, alone: bool) -> list[str]:
+    where = "" if alone else f"{pair.other}: "
+    doubt = " (but the machines differ)" if pair.machines_differ else ""
+    return [f"{where}{each.sentence}{doubt}" for each in pair.differences if each.verdict == "worse"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgekit.environment import Environment
-from edgekit.records import Closure, Profile
+from edgekit.measured import Closure, MeterFacts
+from edgekit.records import Profile
 from edgekit.report.formats import NONE, duration, energy, moment, percent, points, si, size
 
 __all__ = [
@@ -85,12 +86,12 @@ def _leaving(profile: Profile) -> str:
     return f"of {len(profile.stream.exits)} samples, before the last of {len(profile.exits)} exits"
 
 
-def closure_text(closure: Closure, *, quantity: str = "latency") -> str:
-    """Whether the parts explain the whole, in one line. A closure's figures are seconds, or joules for energy."""
-    show = duration if quantity == "latency" else energy
+def closure_text(closure: Closure) -> str:
+    """Whether the parts explain the whole, in one line."""
+    show = duration if closure.quantity == "latency" else energy
     return (
-        f"measured stream {show(closure.measured_s)} / Σ share × {quantity} of each exit {show(closure.predicted_s)} "
-        f"= {closure.ratio:.3f}"
+        f"measured stream {show(closure.measured)} / Σ share × {closure.quantity} of each exit "
+        f"{show(closure.predicted)} = {closure.ratio:.3f}"
     )
 
 
@@ -135,14 +136,25 @@ def run_facts(profile: Profile) -> tuple[Fact, ...]:
         Fact("opening the stages", duration(profile.load_s)),
         Fact("first inference", duration(profile.first_run_s)),
         Fact("peak resident memory", size(profile.peak_rss_bytes)),
+        Fact("steady resident memory", size(profile.steady_rss_bytes)),
+        *_meter_facts(profile.meter),
     ]
     return tuple(found)
+
+
+def _meter_facts(meter: MeterFacts | None) -> Iterator[Fact]:
+    if meter is None:
+        return
+    yield Fact("meter", f"{meter.name}: {meter.quantity} of {meter.covers} (scope: {meter.scope}, {meter.method})")
+    yield Fact("meter parts", ", ".join(meter.parts) or NONE)
+    resolution = NONE if meter.resolution is None else f"{meter.resolution:.3g} {meter.unit}"
+    yield Fact("meter resolution", f"{resolution}, new every {duration(meter.update_interval_s)}")
 
 
 def environment_facts(profile: Profile) -> tuple[Fact, ...]:
     """The machine before and after the run; what could not be read says why."""
     before, after = _environment(profile.before), _environment(profile.after)
-    return tuple(Fact(name, value, after[name]) for name, value in before.items())
+    return tuple(Fact(name, before.get(name, NONE), after.get(name, NONE)) for name in dict.fromkeys((*before, *after)))
 
 
 def _environment(environment: Environment) -> dict[str, str]:
@@ -164,10 +176,44 @@ def _environment(environment: Environment) -> dict[str, str]:
         "other work": ("busy", None if environment.busy is None else percent(environment.busy)),
         "versions": ("versions", ", ".join(f"{name} {text}" for name, text in environment.versions.items()) or None),
     }
-    return {
+    found = {
         name: _without(environment.unavailable, field) if value is None else str(value)
         for name, (field, value) in shown.items()
     }
+    known = {name: text for name, text in _limits(environment) if text is not None}
+    said = {field for field, _ in shown.values()}
+    silent = {name: reason for name, reason in environment.unavailable.items() if name not in said}
+    return found | known | ({"could not be read": _text(silent)} if silent else {})
+
+
+def _limits(environment: Environment) -> Iterator[tuple[str, str | None]]:
+    """What holds a machine back or may do so; ``None`` where it does not tell."""
+
+    def told(value: Any, text: Callable[[Any], str] = _text) -> str | None:
+        return None if value is None else text(value)
+
+    yield "core types", told(environment.core_types, _counted)
+    yield "isolated cores", told(environment.isolated, _ranges)
+    yield "boost", told(environment.boost, lambda on: "on" if on else "off")
+    yield "clocks fixed", told(environment.clocks_fixed)
+    yield "power mode", told(environment.power_mode)
+    yield "power source", told(environment.power_source)
+    yield (
+        "slowed by heat or supply",
+        told(environment.throttled, lambda _: ", ".join(environment.throttled_now) or "no"),
+    )
+    yield "throttling since boot", told(environment.throttle_counts)
+    yield "cooling", told(environment.cooling, lambda states: _text({k: v for k, v in states.items() if v}) or "idle")
+    yield "alarms", told(environment.alarms, lambda raised: ", ".join(raised) or "none")
+    yield "swap in use", told(environment.swap_used_bytes, size)
+    yield (
+        "heaviest other work",
+        told(
+            environment.competitors,
+            lambda every: ", ".join(f"{one.name} {one.processors:.2f} processors" for one in every) or "none",
+        ),
+    )
+    yield "hidden by the container", told(environment.masked, lambda folders: ", ".join(folders) or "nothing")
 
 
 def _without(unavailable: Mapping[str, str], field: str) -> str:

@@ -10,8 +10,8 @@ from edgekit.errors import MeasurementError
 __all__ = ["write_aside"]
 
 
-def write_aside(path: str | Path, text: str) -> Path:
-    """Write a text file (UTF-8).
+def write_aside(path: str | Path, content: str | bytes) -> Path:
+    """Write a file; text as UTF-8.
 
     Raises:
         MeasurementError: it cannot be written.
@@ -20,7 +20,7 @@ def write_aside(path: str | Path, text: str) -> Path:
     aside = path.with_name(f".{path.name}.part")
     try:
         try:
-            aside.write_text(text, encoding="utf-8", newline="")
+            aside.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
             os.replace(aside, path)
         finally:
             aside.unlink(missing_ok=True)

@@ -13,9 +13,12 @@ __all__ = [
     "energy",
     "energy_unit",
     "fixed",
+    "minus",
     "moment",
     "percent",
+    "plus_minus",
     "points",
+    "ranged",
     "si",
     "size",
     "time_unit",
@@ -60,6 +63,27 @@ def fixed(value: float | None, unit: Unit | None = None) -> str:
     return f"{scaled:.{3 if size < 9.9995 else 2 if size < 99.995 else 1 if size < 999.95 else 0}f}"
 
 
+def ranged(low: float | None, high: float | None, unit: Unit) -> str:
+    """Both ends of an interval: ``1.234–1.301``."""
+    if low is None or high is None:
+        return NONE
+    return minus(f"{fixed(low, unit)}{' to ' if low < 0 else '–'}{fixed(high, unit)}")
+
+
+def minus(text: str) -> str:
+    """With signs that stand as wide as a plus."""
+    return text.replace("-", "−")
+
+
+def plus_minus(value: float | None, low: float | None, high: float | None, unit: Unit) -> str:
+    """``4.600 ±0.092``: the half-width of the interval, to two figures; the value alone where there is none."""
+    if value is None or low is None or high is None:
+        return fixed(value, unit)
+    half = (high - low) / 2 / unit.scale
+    digits = 0 if half >= 9.5 else 1 if half >= 0.95 else 2 if half >= 0.095 else 3
+    return f"{fixed(value, unit)} ±{half:.1g}" if 0 < half < 0.0005 else f"{fixed(value, unit)} ±{half:.{digits}f}"
+
+
 def duration(seconds: float | None) -> str:
     """``1.234 ms``."""
     unit = time_unit([seconds])
@@ -79,7 +103,7 @@ def percent(share: float | None, *, digits: int = 1) -> str:
 
 def points(difference: float) -> str:
     """A difference of two shares in percentage points: ``-0.007`` is ``−0.7 points``."""
-    return f"{100 * difference:+.1f} points".replace("-", "−")
+    return minus(f"{100 * difference:+.1f} points")
 
 
 def si(count: float | None) -> str:

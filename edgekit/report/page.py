@@ -34,6 +34,8 @@ def template(name: str, **filters: Callable[..., str]) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=library.StrictUndefined,
     )
+    # Figures are in the order in which the page offers them.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"moment": moment, **filters}
     environment.globals["plotly"] = plotly.get_plotlyjs()
     return environment.get_template(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.records import Profile
-from edgekit.report.compare import Comparison
+from edgekit.report.compare import Comparison, Pair
 from edgekit.report.facts import (
     Fact,
     cards,
@@ -20,8 +20,10 @@ from edgekit.report.facts import (
     guarantee_text,
     scripted_text,
 )
-from edgekit.report.formats import duration, size
+from edgekit.report.formats import duration, energy, size
+from edgekit.report.sheets import Sheet, sheets
 from edgekit.report.tables import Column, columns, energy_reasons, gate_lines, notes, rows, short_names
+from edgekit.report.validity import validity
 
 __all__ = ["comparison_table", "print_comparison", "print_profile", "profile_table"]
 
@@ -29,6 +31,9 @@ _SUMMARY = ("processor", "cores", "affinity", "governor", "frequency", "temperat
 """What the environment summary says of the machine."""
 _DISPENSABLE = ("p90", "MACs", "CI", "share", "p99")
 """Ends of the titles of columns that a narrow terminal goes without, first to go first."""
+
+_NAMES = (40, 28, 22, 16)
+"""Characters of names, as a terminal has room."""
 
 
 def profile_table(profile: Profile, *, width: int = 100) -> Table:
@@ -39,8 +44,7 @@ def profile_table(profile: Profile, *, width: int = 100) -> Table:
 def _fitting(profile: Profile, width: int) -> list[Column]:
     shown = [column for column in columns([profile]) if not column.detail]
     for title in _DISPENSABLE:
-        # Measured on a console of its own: the table's width when nothing is squeezed.
-        if Console(width=10_000).measure(_exit_table(profile, shown)).maximum <= width:
+        if _fits(_exit_table(profile, shown), width):
             break
         shown = [column for column in shown if not column.title.endswith(title)]
     return shown
@@ -56,43 +60,89 @@ def _exit_table(profile: Profile, shown: Sequence[Column]) -> Table:
 
 
 def print_profile(profile: Profile, *, console: Console) -> None:
-    """The per-exit table with all that a reader needs beside it: banner, warnings, closure, machine."""
+    """Validity, the per-exit table and the others, and what a reader needs beside them: warnings, closure, machine."""
+    _print_validity(profile, console)
     banner = scripted_text(profile)
     if banner is not None:
         console.print(Panel(Text(banner), border_style="yellow", title="scripted", title_align="left"))
     console.print(profile_table(profile, width=console.width))
+    for sheet in sheets(profile):
+        console.print(_sheet_table(sheet, width=console.width))
     console.print(_facts(_lines(profile, width=console.width)))
     for warning in profile.warnings:
         console.print(_hanging("warning", warning, style="yellow"))
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Median latencies side by side, one row per exit and profile that is held against the first."""
+def _print_validity(profile: Profile, console: Console) -> None:
+    found = validity(profile)
+    style = {"valid": "bold green", "invalid": "bold red", "unjudged": "bold"}[found.state]
+    known = found.state != "unjudged" and (found.passed or found.unseen)
+    console.print(Text(f"{found.headline}; {found.counts}" if known else found.headline, style=style))
+    if found.incomplete:
+        console.print(_hanging("incomplete", found.incomplete, style="red"))
+    for check in found.broken:
+        console.print(_hanging(check.rule, f"{check.says}; {check.advice}", style="red"))
+    for check in found.unseen:
+        console.print(_hanging(check.rule, f"not looked at: {check.says}", style="dim"))
+
+
+def _sheet_table(sheet: Sheet, *, width: int) -> Table:
+    """With as long names as fit, and then with as many of its details."""
+    for most in _NAMES:
+        for count in range(len(sheet.details) + 1):
+            headings, lines = sheet.without(sheet.details[:count])
+            table = _table(Text(sheet.title), headings)
+            for line, short in zip(lines, short_names([line[0] for line in lines], most=most), strict=True):
+                table.add_row(*map(Text, (short, *line[1:])))
+            if _fits(table, width):
+                return table
+    return table
+
+
+def _fits(table: Table, width: int) -> bool:
+    """Measured on a console of its own: the table's width when nothing is squeezed."""
+    return Console(width=10_000).measure(table).maximum <= width
+
+
+def comparison_table(comparison: Comparison, pair: Pair, *, width: int = 100) -> Table:
+    """Figures of one profile beside those of the first, a line each, with as long names as fit."""
+    names = list(dict.fromkeys(each.name for each in pair.differences))
+    for most in _NAMES:
+        table = _compared(comparison, pair, dict(zip(names, short_names(names, most=most), strict=True)))
+        if _fits(table, width):
+            break
+    return table
+
+
+def _compared(comparison: Comparison, pair: Pair, shorts: Mapping[str, str]) -> Table:
     table = _table(
-        Text(f"against {comparison.baseline}"), ["profile", "exit", "baseline", "this", "median latency", "accuracy"]
+        Text(f"{pair.other} against {comparison.baseline}"), ["", "", "baseline", "this", "change", "accuracy"]
     )
     table.columns[1].justify = table.columns[4].justify = "left"
-    table.columns[0].overflow, table.columns[0].no_wrap = "fold", False
-    for pair in comparison.pairs:
-        shorts = short_names([difference.name for difference in pair.differences])
-        for difference, short in zip(pair.differences, shorts, strict=True):
-            style = {"slower": "red", "faster": "green"}.get(difference.verdict, "dim")
-            table.add_row(
-                Text(pair.other if difference is pair.differences[0] else ""),
-                Text(short),
-                duration(difference.baseline_s),
-                duration(difference.other_s),
-                Text(difference.text, style=style),
-                difference.accuracy_text,
-                end_section=difference is pair.differences[-1],
-            )
+    before = ""
+    for each in pair.differences:
+        style = {"worse": "bold red", "better": "green"}.get(each.verdict, "dim")
+        show = duration if each.unit == "s" else energy
+        table.add_row(
+            Text("" if each.name == before else shorts[each.name]),
+            each.quantity,
+            show(each.baseline),
+            show(each.other),
+            Text(each.text, style=style),
+            "" if each.accuracy_change is None else each.accuracy_text,
+        )
+        before = each.name
     return table
 
 
 def print_comparison(comparison: Comparison, *, console: Console) -> None:
-    """The comparison's table, then what else differs between the profiles."""
-    console.print(comparison_table(comparison))
+    """What got worse, the comparison's table, then what else differs between the profiles."""
+    for sentence in comparison.worse:
+        console.print(_hanging("worse", sentence, style="red"))
+    if not comparison.worse:
+        console.print(Text("nothing got worse", style="bold green"))
     for pair in comparison.pairs:
+        console.print(comparison_table(comparison, pair, width=console.width))
         if pair.changes:
             console.print(Text(f"{pair.other} also differs in", style="bold"))
             table = _table(None, ["", "baseline", "this"])
@@ -122,7 +172,7 @@ def _lines(profile: Profile, *, width: int) -> Iterator[Fact]:
     yield Fact("", f"{early.value} leave early; accuracy {accuracy.value}: {accuracy.detail}")
     yield Fact("closure", closure_text(profile.closure))
     if profile.energy_closure is not None:
-        yield Fact("", closure_text(profile.energy_closure, quantity="energy"))
+        yield Fact("", closure_text(profile.energy_closure))
     if profile.gates:
         yield Fact("gates open", ", ".join(f"{name} {share}" for name, share, _ in gate_lines(profile)))
     yield Fact("policy", f"{profile.policy.get('name', '')}; guarantee: {guarantee_text(profile.policy)}")

@@ -10,9 +10,13 @@ from edgekit.errors import MeasurementError
 from edgekit.records import Profile
 from edgekit.report import charts, facts, tables
 from edgekit.report.compare import compare
+from edgekit.report.costs import cost_figures
 from edgekit.report.files import write_aside
-from edgekit.report.formats import duration
+from edgekit.report.formats import duration, energy
 from edgekit.report.page import template
+from edgekit.report.sheets import operator_sheet, sheets, window_sheet
+from edgekit.report.timeline import gates_figure, power_figure, stages_figure
+from edgekit.report.validity import validity
 
 __all__ = ["write_html"]
 
@@ -31,17 +35,18 @@ def write_html(profiles: Sequence[Profile], path: str | Path, *, title: str | No
     """
     if not profiles:
         raise MeasurementError(f"{path}: there is no profile to report; measure one with edgekit profile")
-    page = template("report.html.j2", duration=duration)
-    figures: dict[str, charts.Figure] = {"tradeoff": charts.tradeoff(profiles)}
+    page = template("report.html.j2", duration=duration, energy=energy)
+    figures: dict[str, charts.Figure] = {"tradeoff": cost_figures(profiles)}
     names = tables.labels(profiles)
     views = [
         _view(profile, name, number, figures)
         for number, (profile, name) in enumerate(zip(profiles, names, strict=True))
     ]
+    several = len(profiles) > 1
     text = page.render(
         title=title or _title(profiles),
         views=views,
-        comparison=compare(profiles, other_networks=True) if len(profiles) > 1 else None,
+        comparison=compare(profiles, other_networks=True, other_hosts=True, invalid=True) if several else None,
         labelled=all(row.accuracy is not None for profile in profiles for row in tables.rows(profile)),
         figures=figures,
     )
@@ -55,11 +60,16 @@ def _title(profiles: Sequence[Profile]) -> str:
 
 def _view(profile: Profile, label: str, number: int, figures: dict[str, charts.Figure]) -> dict[str, Any]:
     """What the template shows of one profile; its figures are added to ``figures``."""
-    figures[f"shares-{number}"] = charts.shares(profile)
-    figures[f"cdf-{number}"] = charts.cdf(profile)
-    spent = charts.energies(profile)
-    if spent is not None:
-        figures[f"energy-{number}"] = spent
+    made = {
+        "shares": charts.shares(profile),
+        "cdf": charts.cdf(profile),
+        "energy": charts.energies(profile),
+        "power": power_figure(profile),
+        "stages": stages_figure(profile),
+        "gates": gates_figure(profile),
+    }
+    drawn = {name: figure for name, figure in made.items() if figure is not None}
+    figures |= {f"{name}-{number}": figure for name, figure in drawn.items()}
     every = tables.rows(profile)
     meters = {row.energy.meter: row.energy for row in every if row.energy.gross_j is not None}
     closure = profile.energy_closure
@@ -67,19 +77,36 @@ def _view(profile: Profile, label: str, number: int, figures: dict[str, charts.F
         "number": number,
         "label": label,
         "profile": profile,
+        "figures": made,
+        "validity": validity(profile),
         "scripted": facts.scripted_text(profile),
         "cards": facts.cards(profile),
-        "columns": tables.columns([profile]),
-        "rows": list(zip(every, [*charts.exit_colours(len(every) - 1), charts.STREAM_COLOUR], strict=True)),
+        "columns": _stacked(tables.columns([profile])),
+        "rows": [(row, charts.row_colours(profile)[row.name]) for row in every],
+        "sheets": dict.fromkeys(("stages", "paths", "paced", "operators", "windows"))
+        | {
+            sheet.key: sheet
+            for sheet in (*sheets(profile), operator_sheet(profile), window_sheet(profile))
+            if sheet is not None
+        },
         "gates": tables.gate_lines(profile),
         "notes": tables.notes(profile),
         "closure": facts.closure_text(profile.closure),
-        "energy": spent is not None,
         "energy_reasons": tables.energy_reasons(profile),
         "meters": list(meters.values()),
-        "energy_closure": None if closure is None else facts.closure_text(closure, quantity="energy"),
+        "energy_closure": None if closure is None else facts.closure_text(closure),
         "environment": facts.environment_facts(profile),
         "run": facts.run_facts(profile),
         "policy": facts.policy_facts(profile),
         "guarantee": facts.guarantee_text(profile.policy),
     }
+
+
+def _stacked(columns: Sequence[tables.Column]) -> list[tuple[tables.Column, tables.Column | None]]:
+    """Each column with the interval that goes below its figures."""
+    after = (*columns[1:], None)
+    return [
+        (column, below if below is not None and below.under else None)
+        for column, below in zip(columns, after, strict=True)
+        if not column.under
+    ]

@@ -44,7 +44,7 @@ def profile_of(session, means, **changes):
     made = Profile(
         created="2026-01-02T00:00:00Z", network="n", plan=session.plan.fingerprint, artifacts={},
         runtime=session.runtime.describe(), policy={}, data="d", data_sha256="", samples=1, settings={}, exits=exits,
-        stream=stream, closure=Closure(predicted_s=1.0, measured_s=1.0), energy_closure=None, load_s=None,
+        stream=stream, closure=Closure(predicted=1.0, measured=1.0), energy_closure=None, load_s=None,
         first_run_s=None, peak_rss_bytes=None, before=machine, after=machine,
     )  # fmt: skip
     return msgspec.structs.replace(made, **changes)

@@ -85,3 +85,21 @@ def test_meter_by_name():
     assert options.meter("rapl").name == "rapl"
     with pytest.raises(PluginError, match="no meter is called 'crystal-ball'"):
         options.meter("crystal-ball")
+
+
+def test_meter_with_options(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("edgekit.plugins.create", lambda kind, name, **given: asked.append((name, given)))
+    options.meter("replay:power.csv")
+    options.meter("ina:bus=1,address=0x40,shunt_ohms=0.1")
+    options.meter("jetson:rails=VDD_IN+VDD_MUX")
+    assert asked == [
+        ("replay", {"path": "power.csv"}),
+        ("ina", {"bus": 1, "address": 64, "shunt_ohms": 0.1}),
+        ("jetson", {"rails": "VDD_IN+VDD_MUX"}),
+    ]
+
+
+def test_an_option_that_a_meter_does_not_take():
+    with pytest.raises(PluginError, match="meter 'rapl' does not take these options"):
+        options.meter("rapl:colour=red")

@@ -5,74 +5,78 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgekit import plugins
-from edgekit.errors import MeasurementError, PluginError
-from edgekit.profiles import Protocol, Reading, ReplayMeter
-from edgekit.profiles.energy import find_meter, measure_energy
+from edgekit.errors import MeasurementError
+from edgekit.measured import MeterFacts, Window
+from edgekit.profiles import Protocol, ReplayMeter
+from edgekit.profiles.energy import EnergyWindows, difference, energy_of, idle_w, intercept_slope
+from edgekit.profiles.recorder import Recorder
+from edgekit.profiles.workloads import Workload
 from edgekit.progress import silent
 
 SETTINGS = Protocol(energy_window_s=2.0, energy_windows=3, idle_s=5.0)
+FACTS = MeterFacts(name="m", quantity="energy", scope="board", covers="all")
 
 
-class ScriptedMeter:
-    """Energy as any function of the time since it was opened."""
-
-    name = "scripted"
-    quantity = "counter"
-    scope = "nothing"
-
-    def __init__(self, energy_j, clock, **details) -> None:
-        self.energy_j = energy_j
-        self.clock = clock
-        self.details = details
-        self.is_open = False
-
-    def unavailable(self):
-        return None
-
-    def open(self):
-        self.is_open = True
-
-    def read(self):
-        assert self.is_open
-        return Reading(time_ns=self.clock(), energy_j=self.energy_j(self.clock() * 1e-9))
-
-    def close(self):
-        self.is_open = False
-
-    def describe(self):
-        return {"name": self.name, **self.details}
+def work(number: int) -> Workload:
+    return Workload(name=f"exit{number}", kind="exit", exit=number)
 
 
-def measure(meter, workloads, clock, protocol=SETTINGS):
-    return measure_energy(
-        meter, workloads, protocol=protocol, rng=np.random.default_rng(0), clock=clock, sleep=clock.pass_s,
-        progress=silent,
-    )  # fmt: skip
+def measure(meter, runs, clock, protocol=SETTINGS, **options):
+    works = {work(number): run for number, run in enumerate(runs)}
+    with Recorder(meter, zero_ns=0, repeat=clock.repeat) as recorder:
+        taken = EnergyWindows(
+            recorder=recorder, works=works, protocol=protocol, rng=np.random.default_rng(0), clock=clock,
+            sleep=clock.pass_s, temperature=lambda: None, progress=silent, **options,
+        )  # fmt: skip
+        taken.run()
+    return taken, [energy_of(each.name, taken.windows, recorder.facts) for each in works]
 
 
 def takes(clock, seconds):
-    return lambda: clock.pass_s(seconds)
+    def run():
+        clock.pass_s(seconds)
+        return 0
+
+    return run
 
 
-def test_gross_and_net_by_hand(clock):
+def test_gross_and_net_by_hand(clock, scripted_meter):
     """2 W idle; working, 6 W: the work adds its own 4 W while it lasts."""
     spent = [0.0]
 
-    def work():
+    def run():
         clock.pass_s(0.01)
         spent[0] += 0.01 * 4
+        return 0
 
-    meter = ScriptedMeter(lambda time_s: 2 * time_s + spent[0], clock)
-    measured = measure(meter, [work], clock)
-    (energy,) = measured.energies
-    assert measured.idle_w == pytest.approx((2, 2))
+    meter = scripted_meter(lambda time_s: 2 * time_s + spent[0], clock)
+    taken, (energy,) = measure(meter, [run], clock)
+    assert idle_w(taken.windows) == pytest.approx((2, 2))
     assert energy.gross_j == pytest.approx(0.06)
     assert energy.net_j == pytest.approx(0.04)
-    assert (energy.meter, energy.quantity, energy.scope) == ("scripted", "counter", "nothing")
-    assert energy.inferences == 200
+    assert (energy.meter, energy.method, energy.scope) == ("scripted", "counter", "board: everything")
+    assert (energy.inferences, energy.windows) == (200, 3)
     assert energy.window_s == pytest.approx(2.0)
+    assert energy.low_j == pytest.approx(0.06, rel=0.01)
+    assert energy.high_j == pytest.approx(0.06, rel=0.01)
     assert not meter.is_open
+
+
+def test_samples_of_power_give_the_same(clock, scripted_meter):
+    working = [False]
+
+    def run():
+        working[0] = True
+        clock.pass_s(0.01)
+        working[0] = False
+        return 0
+
+    meter = scripted_meter(lambda time_s: 6.0 if working[0] else 2.0, clock, quantity="power")
+    _, (energy,) = measure(meter, [run], clock)
+    assert energy.method == "integrated"
+    assert energy.gross_j == pytest.approx(0.06, rel=0.01)
+    assert energy.net_j == pytest.approx(0.04, rel=0.015)
+    assert energy.low_j < 0.06 < energy.high_j
 
 
 def test_a_ramp_within_one_percent(clock, tmp_path):
@@ -80,94 +84,144 @@ def test_a_ramp_within_one_percent(clock, tmp_path):
     path = tmp_path / "ramp.csv"
     path.write_text("time_s,power_w\n0,10\n100,11\n")
     protocol = replace(SETTINGS, energy_windows=15, energy_window_s=1.0, idle_s=1.0)
-    workloads = [takes(clock, 0.001), takes(clock, 0.002), takes(clock, 0.004)]
-    measured = measure(ReplayMeter(path, clock=clock), workloads, clock, protocol)
-    power_w = 10 + 0.01 * (1 + 15 * 3 / 2)  # in the middle of the windows
-    for energy, seconds in zip(measured.energies, (0.001, 0.002, 0.004), strict=True):
-        assert energy.gross_j == pytest.approx(power_w * seconds, rel=0.01)
+    seconds = (0.001, 0.002, 0.004)
+    _, energies = measure(ReplayMeter(path, clock=clock), [takes(clock, each) for each in seconds], clock, protocol)
+    power_w = 10 + 0.01 * (1 + 1.1 * 15 * 3 / 2)  # in the middle of the windows
+    for energy, each_s in zip(energies, seconds, strict=True):
+        assert energy.gross_j == pytest.approx(power_w * each_s, rel=0.01)
+        assert energy.low_j < power_w * each_s < energy.high_j
+        assert energy.method == "replay"
 
 
-def test_without_a_baseline_there_is_no_net_energy(clock):
-    meter = ScriptedMeter(lambda time_s: time_s, clock)
-    measured = measure(meter, [takes(clock, 0.1)], clock, replace(SETTINGS, idle_s=0.0))
-    assert measured.idle_w == ()
-    assert measured.energies[0].net_j is None
-    assert measured.energies[0].gross_j == pytest.approx(0.1)
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    """Five windows that scatter by 3 %: the mean interval of a median of five is wide, and covers."""
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(500):
+        each_j = rng.normal(1.0, 0.03, 5)
+        energy = energy_of("a", [window("a", joules=j) for j in each_j], FACTS)
+        covered += energy.low_j <= 1.0 <= energy.high_j
+    assert 465 <= covered <= 492
 
 
-def test_the_median_window_is_reported(clock):
-    """The middle one of three windows costs ten times as much; it is kept out, not averaged in."""
-    calls, spent = [0], [0.0]
-
-    def work():
-        clock.pass_s(1.0)
-        calls[0] += 1
-        spent[0] += 10.0 if calls[0] in (3, 4) else 1.0
-
-    meter = ScriptedMeter(lambda time_s: spent[0], clock)
-    assert measure(meter, [work], clock).energies[0].gross_j == pytest.approx(1.0)
+def window(name, *, joules, kind="exit", count=1, bound=0.0, seconds=10.0) -> Window:
+    return Window(
+        name=name, kind=kind, start_s=0, stop_s=seconds, inferences=count, energy_j=joules, bound_j=bound, updates=200
+    )  # fmt: skip
 
 
-def test_a_window_below_the_resolution_gives_a_reason_and_no_figure(clock):
-    meter = ScriptedMeter(lambda time_s: time_s, clock, resolution_j=0.03)
-    energy = measure(meter, [takes(clock, 0.1)], clock).energies[0]
-    assert energy.gross_j is None
-    assert "less than 100 steps of 0.03 J; give a longer energy_window_s" in (energy.reason or "")
-    longer = replace(SETTINGS, energy_window_s=4.0)
-    assert measure(meter, [takes(clock, 0.1)], clock, longer).energies[0].gross_j == pytest.approx(0.1)
+def test_what_the_sensor_leaves_open_is_in_the_interval():
+    energy = energy_of("a", [window("a", joules=2.0, count=2, bound=0.5)] * 3, FACTS)
+    assert (energy.low_j, energy.gross_j, energy.high_j) == pytest.approx((0.75, 1.0, 1.25))
 
 
-def test_a_slow_sensor_gets_longer_windows(clock):
-    meter = ScriptedMeter(lambda time_s: time_s, clock, update_interval_s=0.5)
-    assert measure(meter, [takes(clock, 0.1)], clock).energies[0].window_s == pytest.approx(50.0)
+def test_idle_power_lies_between_its_baselines():
+    windows = [window("a", joules=50.0, count=10)] * 3
+    windows += [window("idle", kind="idle", joules=j) for j in (10.0, 20.0)]
+    energy = energy_of("a", windows, FACTS)
+    assert energy.net_j == pytest.approx(5 - 1.5)
+    assert (energy.net_low_j, energy.net_high_j) == pytest.approx((5 - 2.0, 5 - 1.0))
 
 
-def test_a_meter_is_closed_when_it_fails(clock):
-    def energy_j(time_s):
-        if time_s > 6:
+def test_the_median_window_is_reported():
+    energy = energy_of("a", [window("a", joules=j) for j in (1.0, 10.0, 1.1)], FACTS)
+    assert energy.gross_j == 1.1
+    assert energy_of("b", [window("a", joules=1.0)], FACTS).reason == (
+        "m: no window of 'b' was finished; resume the measurement"
+    )
+    assert energy_of("a", [window("a", joules=1.0)] * 2, FACTS).low_j is None
+
+
+def test_the_slope_knows_no_edges():
+    """Every window holds 3 J that are not of the inferences: its figure is too high, its slope is right."""
+    counts = ((100, "exit"), (101, "exit"), (99, "exit"), (200, "slope"), (300, "slope"))
+    windows = [window("a", joules=3 + 0.1 * count, count=count, kind=kind) for count, kind in counts]
+    assert intercept_slope("a", windows) == pytest.approx((3, 0.1))
+    assert energy_of("a", windows, FACTS).gross_j == pytest.approx(0.13)
+    assert energy_of("a", windows, FACTS).slope_j == pytest.approx(0.1)
+    assert intercept_slope("a", windows[:3]) == (None, None)
+
+
+def test_windows_of_twice_and_three_times_as_many(clock, scripted_meter):
+    meter = scripted_meter(lambda time_s: 5 * time_s, clock)
+    taken, (energy,) = measure(meter, [takes(clock, 0.01)], clock, replace(SETTINGS, slope=True))
+    assert [each.inferences for each in taken.windows if each.kind == "slope"] == [400, 600]
+    assert energy.slope_j == pytest.approx(0.05)
+
+
+def test_stage_energy_by_difference():
+    near = [window("a", joules=j) for j in (1.0, 1.1, 0.9, 1.05, 0.95)]
+    far = [window("b", joules=j) for j in (1.1, 1.2, 0.8, 1.15, 0.85)]
+    assert difference("b", "a", near + far).spans_zero
+    much = [window("b", joules=j + 2, bound=0.01) for j in (1.0, 1.1, 0.9, 1.05, 0.95)]
+    found = difference("b", "a", near + much)
+    assert found.value == pytest.approx(2.0)
+    # Welch by hand: standard error sqrt(2 * 0.00625 / 5) = 0.05, 8 degrees of freedom, t = 2.306, and the bound.
+    assert (found.low, found.high) == pytest.approx((2 - 0.1253, 2 + 0.1253), abs=1e-4)
+    assert difference("a", None, near).value == pytest.approx(1.0)
+    assert difference("b", "a", near) is None
+
+
+def test_a_slow_sensor_gets_longer_windows(clock, scripted_meter):
+    meter = scripted_meter(lambda time_s: time_s, clock, update_interval_s=0.5)
+    assert measure(meter, [takes(clock, 0.1)], clock)[1][0].window_s == pytest.approx(50.0)
+
+
+def test_what_reading_costs_is_seen(clock, scripted_meter):
+    """Each reading takes 1 ms from whoever works; the control run before each window has none."""
+
+    def value(time_s):
+        clock._now_ns += 1_000_000
+        return time_s
+
+    meter = scripted_meter(value, clock, quantity="power", update_interval_s=0.02)
+    taken, _ = measure(meter, [takes(clock, 0.02)], clock)
+    assert len(taken.costs) == 3
+    assert all(1.0 < cost < 1.2 for cost in taken.costs)
+
+
+def test_it_rests_until_the_device_is_cool(clock, scripted_meter):
+    heat = iter([40.0] + [45.0, 43.0, 40.5] * 3)
+    protocol = replace(SETTINGS, cooldown_s=60.0, idle_s=0.0)
+    works = {work(0): takes(clock, 0.1)}
+    with Recorder(scripted_meter(lambda t: t, clock), zero_ns=0, repeat=clock.repeat) as recorder:
+        EnergyWindows(
+            recorder=recorder, works=works, protocol=protocol, rng=np.random.default_rng(0), clock=clock,
+            sleep=clock.pass_s, temperature=lambda: next(heat), progress=silent,
+        ).run()  # fmt: skip
+    assert next(heat, None) is None
+    assert clock.now_ns * 1e-9 == pytest.approx(3 * (1.0 + 0.2 + 2.0), abs=0.5)
+
+
+def test_what_was_measured_before_is_not_measured_again(clock, scripted_meter):
+    meter = scripted_meter(lambda time_s: time_s, clock)
+    runs = [takes(clock, 0.1), takes(clock, 0.2)]
+    before = [window("exit0", joules=1.0)] * 3 + [window("exit1", joules=1.0)]
+    taken, _ = measure(meter, runs, clock, windows=list(before))
+    new = taken.windows[len(before) :]
+    assert sorted(each.name for each in new) == ["exit1", "exit1", "idle", "idle"]
+
+
+def test_a_meter_that_fails_leaves_its_windows(clock, scripted_meter):
+    def value(time_s):
+        if time_s > 12:
             raise MeasurementError("the sensor went away")
         return time_s
 
-    meter = ScriptedMeter(energy_j, clock)
+    meter, kept = scripted_meter(value, clock), []
     with pytest.raises(MeasurementError, match="went away"):
-        measure(meter, [takes(clock, 0.1)], clock)
+        measure(meter, [takes(clock, 0.1)], clock, windows=kept)
+    assert [each.name for each in kept] == ["idle", "exit0", "exit0", "exit0"][: len(kept)]
+    assert len(kept) >= 3
     assert not meter.is_open
 
 
-def test_a_clock_that_stands_still(clock):
-    meter = ScriptedMeter(lambda time_s: time_s, clock)
-    with pytest.raises(MeasurementError, match="no time passed between two readings"):
-        measure(meter, [lambda: None], clock, replace(SETTINGS, energy_window_s=0.0))
+def test_exits_of_a_window_are_counted(clock, scripted_meter):
+    exits = iter([0, 1, 2, 1] * 1000)
 
+    def run():
+        clock.pass_s(0.1)
+        return next(exits)
 
-def test_no_meter_gives_every_reason(tmp_path):
-    meter, reason = find_meter(root=tmp_path)
-    assert meter is None
-    assert reason.startswith(f"rapl: {tmp_path}/sys/class/powercap does not exist")
-    assert "replay" not in reason
-
-
-def test_a_meter_that_can_measure_is_found(tmp_path):
-    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
-    zone.mkdir(parents=True)
-    for name, content in (("name", "package-0"), ("energy_uj", "1"), ("max_energy_range_uj", "262143328850")):
-        (zone / name).write_text(content)
-    meter, reason = find_meter(root=tmp_path)
-    assert meter is not None
-    assert meter.name == "rapl"
-    assert reason == ""
-
-
-def test_a_broken_meter_is_a_reason_and_no_crash(monkeypatch, tmp_path, clock):
-    def create(kind, name, **options):
-        if name == "broken":
-            raise PluginError("meter 'broken' cannot be loaded: no such thing")
-        return ScriptedMeter(lambda time_s: time_s, clock)
-
-    monkeypatch.setattr(plugins, "names", lambda kind: ("broken",))
-    monkeypatch.setattr(plugins, "create", create)
-    assert find_meter(root=tmp_path) == (None, "broken: meter 'broken' cannot be loaded: no such thing")
-    monkeypatch.setattr(plugins, "names", lambda kind: ("broken", "works"))
-    assert isinstance(find_meter(root=tmp_path)[0], ScriptedMeter)
-    monkeypatch.setattr(plugins, "names", lambda kind: ())
-    assert "no meter is registered" in find_meter(root=tmp_path)[1]
+    taken, _ = measure(scripted_meter(lambda t: t, clock), [run], clock, replace(SETTINGS, energy_windows=1))
+    assert sum(taken.windows[1].exits) == taken.windows[1].inferences == 20
+    assert taken.windows[1].exits == (5, 10, 5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgekit.errors import MeasurementError
 from edgekit.interfaces import Meter
-from edgekit.profiles import RaplMeter
+from edgekit.profiles.rapl import RaplMeter
 
 RANGE_UJ = 262_143_328_850
 
@@ -65,16 +67,17 @@ def test_packages_and_dram_are_added_and_nothing_twice(machine, meter, clock):
     machine.zone("intel-rapl-mmio:0", "package-0", 1_000_000 + 3_000_000)
     clock.pass_s(1.5)
     reading = meter.read()
-    assert reading.energy_j == pytest.approx(5.5)
+    assert reading.value == pytest.approx(5.5)
     assert reading.time_ns == 1_500_000_000
-    assert meter.scope == "processor packages and DRAM"
 
 
-def test_describe_names_the_zones_and_derives_the_step(meter):
-    told = meter.describe()
-    assert told["zones"] == ["intel-rapl:0 package-0", "intel-rapl:0:2 dram", "intel-rapl:1 package-1"]
-    assert told["resolution_j"] == pytest.approx(2**-14, rel=1e-3), "this range belongs to steps of 61 uJ"
-    assert "replay" not in told
+def test_facts_name_the_zones_and_derive_the_step(meter):
+    facts = meter.facts()
+    assert facts.parts == ("intel-rapl:0 package-0", "intel-rapl:0:2 dram", "intel-rapl:1 package-1")
+    assert facts.resolution == pytest.approx(3 * 2**-14, rel=1e-3), "this range belongs to steps of 61 uJ"
+    assert (facts.quantity, facts.unit, facts.method, facts.scope) == ("energy", "J", "counter", "socket")
+    assert facts.covers == "processor packages and DRAM"
+    assert facts.update_interval_s == 1e-3
 
 
 def test_a_counter_that_starts_again(tmp_path, clock):
@@ -83,25 +86,70 @@ def test_a_counter_that_starts_again(tmp_path, clock):
     meter = RaplMeter(root=tmp_path, clock=clock)
     meter.open()
     machine.zone("intel-rapl:0", "package-0", 1_000_000)
-    assert meter.read().energy_j == pytest.approx(3.0)
+    assert meter.read().value == pytest.approx(3.0)
     machine.zone("intel-rapl:0", "package-0", 1_500_000)
-    assert meter.read().energy_j == pytest.approx(3.5)
+    assert meter.read().value == pytest.approx(3.5)
     machine.zone("intel-rapl:0", "package-0", 500_000)  # a second time
-    assert meter.read().energy_j == pytest.approx(3.5 + RANGE_UJ * 1e-6 - 1.0)
+    assert meter.read().value == pytest.approx(3.5 + RANGE_UJ * 1e-6 - 1.0)
+
+
+@pytest.mark.parametrize(
+    ("limits_uw", "enough_s"),
+    [
+        ({}, 262.2),  # 262,143 J at 1000 W
+        ({"constraint_0_max_power_uw": 15_000_000, "constraint_1_power_limit_uw": 50_000_000}, 2621.5),  # twice 50 W
+        ({"constraint_0_power_limit_uw": 4_095_000_000}, 262.2),  # a limit that is none
+        ({"constraint_0_power_limit_uw": 0}, 262.2),
+    ],
+)
+@pytest.mark.parametrize("now_uj", [3_000_000, 1_000_000])
+def test_more_than_one_restart_is_never_guessed(tmp_path, clock, limits_uw, enough_s, now_uj):
+    machine = Machine(tmp_path)
+    zone = machine.zone("intel-rapl:0", "package-0", 2_000_000)
+    for name, limit_uw in limits_uw.items():
+        (zone / name).write_text(f"{limit_uw}\n")
+    meter = RaplMeter(root=tmp_path, clock=clock)
+    meter.open()
+    clock.pass_s(enough_s - 1)
+    meter.read()
+    machine.zone("intel-rapl:0", "package-0", now_uj)
+    clock.pass_s(enough_s + 1)
+    with pytest.raises(MeasurementError, match=r"intel-rapl:0 may have started again more than once .* more often"):
+        meter.read()
+
+
+@given(
+    st.integers(0, RANGE_UJ - 1),
+    st.lists(st.integers(0, RANGE_UJ - 1), max_size=10),
+)
+def test_joules_never_go_back_and_add_up(tmp_path_factory, start_uj, used_uj):
+    machine = Machine(tmp_path_factory.mktemp("rapl"))
+    machine.zone("intel-rapl:0", "package-0", start_uj)
+    meter = RaplMeter(root=machine.root, clock=lambda: 0)
+    meter.open()
+    total_uj = 0
+    for step_uj in used_uj:
+        total_uj += step_uj
+        machine.zone("intel-rapl:0", "package-0", (start_uj + total_uj) % RANGE_UJ)
+        assert meter.read().value == pytest.approx(total_uj * 1e-6)
 
 
 @pytest.mark.parametrize("range_uj", ["", "unknown", 0])
-def test_without_a_range_it_measures_until_the_counter_starts_again(tmp_path, clock, range_uj):
+def test_a_counter_whose_restart_is_not_known_is_not_used(tmp_path, range_uj):
     machine = Machine(tmp_path)
     machine.zone("intel-rapl:0", "package-0", 5_000_000, range_uj=range_uj)
-    meter = RaplMeter(root=tmp_path, clock=clock)
-    meter.open()
-    machine.zone("intel-rapl:0", "package-0", 6_000_000, range_uj=range_uj)
-    assert meter.read().energy_j == pytest.approx(1.0)
-    assert meter.describe()["resolution_j"] is None
-    machine.zone("intel-rapl:0", "package-0", 1_000_000, range_uj=range_uj)
-    with pytest.raises(MeasurementError, match=r"counter of intel-rapl:0 started again and .*max_energy_range_uj"):
-        meter.read()
+    reason = RaplMeter(root=tmp_path).unavailable()
+    assert reason is not None
+    assert "where the counter of intel-rapl:0 starts again is not known" in reason
+    assert "max_energy_range_uj" in reason
+
+
+def test_a_range_of_32_bits_is_a_range(tmp_path):
+    machine = Machine(tmp_path)
+    machine.zone("intel-rapl:0", "package-0", 2**32 - 1, range_uj=2**32 - 1)
+    meter = RaplMeter(root=tmp_path)
+    assert meter.unavailable() is None
+    assert meter.facts().resolution == pytest.approx(1e-6)
 
 
 def test_a_counter_that_vanishes(machine, meter):
@@ -134,6 +182,16 @@ def test_no_powercap(tmp_path):
     assert "not an x86 processor" in reason
 
 
+def test_a_container_that_masks_the_counters(tmp_path):
+    folder = tmp_path / "sys/class/powercap"
+    folder.mkdir(parents=True)
+    (folder / "intel-rapl:0").symlink_to("../../devices/virtual/powercap/intel-rapl/intel-rapl:0")
+    reason = RaplMeter(root=tmp_path).unavailable()
+    assert reason is not None
+    assert "hidden by the container" in reason
+    assert "--security-opt systempaths=unconfined" in reason
+
+
 def test_powercap_without_packages(tmp_path):
     machine = Machine(tmp_path)
     machine.zone("intel-rapl:0", "psys", 1)
@@ -157,4 +215,4 @@ def test_opened_again_it_counts_from_there(machine, meter):
     machine.zone("intel-rapl:0", "package-0", 9_000_000)
     meter.close()
     meter.open()
-    assert meter.read().energy_j == 0
+    assert meter.read().value == 0

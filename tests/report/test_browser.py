@@ -24,12 +24,13 @@ def drawn(dom):
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["profile"], {"figures": 3, "scatter": 2 + 6, "bars": 1, "bar": 5}),
-        (["with_energy"], {"figures": 4, "scatter": 2 + 6, "bars": 2, "bar": 5 + 6}),
+        (["profile"], {"figures": 3, "scatter": 3 + 6, "bars": 1, "bar": 5}),
+        (["with_energy"], {"figures": 4, "scatter": 3 + 6, "bars": 2, "bar": 5 + 6}),
+        (["full"], {"figures": 7, "scatter": 4 + 8 + 1, "bars": 2 + 3 + 4 + 1, "bar": 5 + 6 + 32 + 20 + 2}),
         (["unlabelled"], {"figures": 3, "scatter": 2 + 6, "bars": 1, "bar": 5}),
-        (["one_exit"], {"figures": 3, "scatter": 2 + 2, "bars": 1, "bar": 1}),
-        (["damaged_names"], {"figures": 3, "scatter": 2 + 6, "bars": 1, "bar": 5}),
-        (["profile", "with_energy", "scripted"], {"figures": 8, "scatter": 6 + 18, "bars": 4, "bar": 15 + 6}),
+        (["one_exit"], {"figures": 3, "scatter": 3 + 2, "bars": 1, "bar": 1}),
+        (["damaged_names"], {"figures": 3, "scatter": 3 + 6, "bars": 1, "bar": 5}),
+        (["profile", "with_energy", "scripted"], {"figures": 8, "scatter": 7 + 18, "bars": 4, "bar": 15 + 6}),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )

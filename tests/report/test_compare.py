@@ -1,4 +1,7 @@
-"""Comparison: intervals against scipy's bootstrap, verdicts, and what else differs."""
+"""Comparison: alarms and their absence, intervals against independent ones, refusals, and what else differs."""
+
+import dataclasses
+import math
 
 import msgspec
 import numpy as np
@@ -6,36 +9,13 @@ import pytest
 import scipy.stats
 
 from edgekit.errors import MeasurementError
+from edgekit.measured import Interval
 from edgekit.report import compare
-from edgekit.report.compare import _medians
+from edgekit.report.figures import Figure, figures, ratio_interval
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 30, 201])
-def test_drawn_medians_are_those_of_resamples(count):
-    random = np.random.default_rng(1)
-    ordered = np.sort(random.gamma(2.0, 1.0, count))
-    drawn = _medians(ordered, 40_000, random)
-    resampled = np.median(random.choice(ordered, size=(40_000, count)), axis=1)
-    for share in (0.025, 0.25, 0.5, 0.75, 0.975):
-        spread = max(float(np.ptp(ordered)), 1e-12)
-        assert abs(np.quantile(drawn, share) - np.quantile(resampled, share)) <= 0.02 * spread
-    assert drawn.mean() == pytest.approx(resampled.mean(), rel=0.01)
-
-
-def test_interval_agrees_with_scipy(profile):
-    slower = with_latencies(profile, 1.06, seed=5)
-    found = compare([profile, slower]).pairs[0].differences[2]
-    mine, theirs = (np.asarray(item.exits[2].latency_ns, float) for item in (profile, slower))
-    golden = scipy.stats.bootstrap(
-        (mine, theirs),
-        lambda a, b, axis: np.median(b, axis=axis) / np.median(a, axis=axis) - 1,
-        method="percentile",
-        n_resamples=4000,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    assert found.change == pytest.approx(np.median(theirs) / np.median(mine) - 1)
-    assert (found.low, found.high) == (pytest.approx(golden.low, abs=7e-4), pytest.approx(golden.high, abs=7e-4))
-    assert found.low < found.change < found.high
+def differences(profiles, **options):
+    return {(each.part, each.name, each.quantity): each for each in compare(profiles, **options).pairs[0].differences}
 
 
 def with_latencies(profile, factor, *, seed):
@@ -49,16 +29,106 @@ def with_latencies(profile, factor, *, seed):
     return msgspec.structs.replace(profile, exits=exits, stream=scaled(profile.stream))
 
 
-@pytest.mark.parametrize(("factor", "verdict"), [(1.06, "slower"), (0.94, "faster"), (1.0, "no clear difference")])
-def test_verdict(profile, factor, verdict):
-    found = compare([profile, with_latencies(profile, factor, seed=7)]).pairs[0].differences
-    assert [difference.name for difference in found] == ["exit1", "exit2", "exit3", "exit4", "exit5", "stream"]
-    assert found[4].verdict == verdict
-    assert found[4].text.startswith(verdict)
-    if verdict != "no clear difference":
-        assert found[4].change == pytest.approx(factor - 1, abs=0.005)
-    low, high = found[4].text.split("CI ")[1].rstrip(" %)").split("..")
-    assert float(low) <= float(high)
+def test_interval_agrees_with_scipys_bootstrap(profile):
+    slower = with_latencies(profile, 1.06, seed=5)
+    mine, theirs = (np.asarray(item.exits[2].latency_ns, float) for item in (profile, slower))
+    golden = scipy.stats.bootstrap(
+        (mine, theirs),
+        lambda a, b, axis: np.median(b, axis=axis) / np.median(a, axis=axis) - 1,
+        method="percentile",
+        n_resamples=4000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    some = [figures(item)["exit", "exit3", "median"] for item in (profile, slower)]
+    low, high = ratio_interval(*some, confidence=0.95, usual=0.95, rng=np.random.default_rng(0))
+    assert (low - 1, high - 1) == (pytest.approx(golden.low, abs=2e-3), pytest.approx(golden.high, abs=2e-3))
+
+
+def test_interval_of_drifting_samples_is_wider(made):
+    random = np.random.default_rng(3)
+    steady = random.normal(1e6, 1e4, 2000)
+    series = scipy.signal.lfilter([1], [1, -0.98], random.normal(0, 1e4 * math.sqrt(1 - 0.98**2), 2000)) + 1e6
+    widths = []
+    for taken in (steady, series):
+        one = Figure(value=1e-3, unit="s", samples=tuple(int(value) for value in taken))
+        low, high = ratio_interval(one, one, confidence=0.95, usual=0.95, rng=random)
+        widths.append(high - low)
+    assert widths[1] > 3 * widths[0]
+
+
+def test_intervals_are_joined_on_logarithms():
+    """By hand: 5 % either way in both is hypot(log 1.05, -log 0.95) either way of the ratio of the logarithms."""
+    mine, theirs = (
+        Figure(value=value, unit="J", interval=Interval(value=value, low=0.95 * value, high=1.05 * value))
+        for value in (2.0, 3.0)
+    )
+    low, high = ratio_interval(mine, theirs, confidence=0.95, usual=0.95, rng=np.random.default_rng(0))
+    reach = math.hypot(math.log(1.05), math.log(0.95))
+    assert (low, high) == (pytest.approx(1.5 * math.exp(-reach)), pytest.approx(1.5 * math.exp(reach)))
+
+
+def test_few_windows_reach_further():
+    """At more confidence an interval of five windows grows as Student's t, not as the normal distribution."""
+    ends = Interval(value=1.0, low=0.98, high=1.02)
+    widths = []
+    for freedom in (None, 4):
+        one = Figure(value=1.0, unit="J", interval=ends, freedom=freedom)
+        low, high = ratio_interval(one, one, confidence=0.999, usual=0.95, rng=np.random.default_rng(0))
+        widths.append(math.log(high / low))
+    assert widths[1] / widths[0] == pytest.approx(8.610 / 2.776 / (3.291 / 1.960), rel=0.03)
+
+
+def test_what_did_not_change_raises_no_alarm(made):
+    """At most one of twenty seeds, with clocks that wander within each run."""
+    baseline = made(seed=100, full=True, drift=0.02, joules=2e-3)
+    alarms = [
+        bool(compare([baseline, made(seed=seed, full=True, drift=0.02, joules=2e-3)]).worse) for seed in range(20)
+    ]
+    assert sum(alarms) <= 1
+
+
+def test_a_stage_slowed_by_a_tenth_is_found_whatever_the_seed(made):
+    baseline = made(seed=100, full=True, drift=0.02)
+    for seed in range(20):
+        worse = compare([baseline, made(seed=seed, full=True, drift=0.02, slow_stage=1.1)]).worse
+        assert any(sentence.startswith("compute time of stage block2 got worse by 10.0 % ± ") for sentence in worse)
+        assert not any("exit1" in sentence or "block1" in sentence for sentence in worse)
+
+
+def test_everything_is_compared(made):
+    full = made(full=True, joules=2e-3)
+    found = differences([full, made(seed=1, full=True, joules=2e-3)])
+    rows = [*(("exit", f"exit{place}") for place in range(1, 6)), ("stream", "stream"), ("paced", "stream at 10 Hz")]
+    assert {(part, name, quantity) for part, name in rows for quantity in ("median", "p90", "energy")} <= set(found)
+    assert {("stream", "stream", "mean"), ("paced", "stream at 30 Hz", "mean")} <= set(found)
+    assert {("path", "without blocks.1", "p90"), ("stage", "block4", "compute")} <= set(found)
+    assert compare([full, full]).compared == len(found)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.08, "worse"), (0.92, "better"), (1.0, "same")])
+def test_verdicts(profile, factor, verdict):
+    found = differences([profile, with_latencies(profile, factor, seed=7)])["exit", "exit5", "median"]
+    assert found.verdict == verdict
+    if verdict != "same":
+        assert found.change == pytest.approx(factor - 1, abs=0.005)
+        assert found.text.startswith(f"{verdict} by {100 * abs(found.change):.1f} % ± ")
+
+
+def test_tolerance_decides_what_is_worse(profile):
+    other = with_latencies(profile, 1.08, seed=7)
+    assert compare([profile, other]).worse
+    assert not compare([profile, other], tolerance=0.1).worse
+    assert differences([profile, other], tolerance=0.1)["exit", "exit5", "median"].verdict == "same"
+    with pytest.raises(MeasurementError, match="tolerance 1"):
+        compare([profile, other], tolerance=1)
+
+
+def test_sentences(profile):
+    found = differences([profile, with_latencies(profile, 1.08, seed=7)])
+    assert found["exit", "exit2", "p90"].sentence.startswith("p90 of exit2 got worse by ")
+    assert found["stream", "stream", "mean"].what == "mean of the stream"
+    wide = dataclasses.replace(found["exit", "exit2", "p90"], change=0.1, low=0.05, high=0.7)
+    assert wide.text == "worse by 10.0 % (5.0 to 70.0 %)"
 
 
 def test_same_seed_same_interval(profile):
@@ -66,16 +136,24 @@ def test_same_seed_same_interval(profile):
     assert compare([profile, other]) == compare([profile, other])
 
 
+def test_three_profiles_share_the_confidence(profile):
+    others = [with_latencies(profile, factor, seed=2) for factor in (1.0, 1.1)]
+    found = compare([profile, *others])
+    assert found.compared == 2 * compare([profile, others[0]]).compared
+    assert not any(sentence.startswith("msdnet-cifar10 #2") for sentence in found.worse)
+    assert any(sentence.startswith("msdnet-cifar10 #3: median of exit1 got worse") for sentence in found.worse)
+
+
 def test_accuracy_change(profile, unlabelled):
     exits = (msgspec.structs.replace(profile.exits[0], accuracy=0.652), *profile.exits[1:])
     other = msgspec.structs.replace(profile, exits=exits)
-    assert compare([profile, other]).pairs[0].differences[0].accuracy_text == "+1.0 points"
-    assert compare([profile, unlabelled]).pairs[0].differences[0].accuracy_text == "–"
+    assert differences([profile, other])["exit", "exit1", "median"].accuracy_text == "+1.0 points"
+    assert differences([profile, unlabelled])["exit", "exit1", "median"].accuracy_text == "–"
 
 
 def test_what_else_differs_is_named(profile):
     machine = msgspec.structs.replace(
-        profile.before, governors={"cpu0": "performance"}, host="board-7", temperatures_c={"soc": 80.0}, load=3.0
+        profile.before, governors={"cpu0": "performance"}, temperatures_c={"soc": 80.0}, load=3.0
     )
     other = msgspec.structs.replace(
         profile,
@@ -83,14 +161,31 @@ def test_what_else_differs_is_named(profile):
         runtime=profile.runtime | {"threads": 4},
         policy=profile.policy | {"thresholds": [0.5, 0.5, 0.5, float("inf")]},
         created="2027-01-01T00:00:00+00:00",
+        settings=profile.settings | {"rounds": 7, "timed_s": 1.0, "tracing_overhead": 1.1, "warmup_s": 0.5},
     )
     changes = {change.name: (change.baseline, change.other) for change in compare([profile, other]).pairs[0].changes}
     assert changes["runtime threads"] == ("1", "4")
-    assert changes["machine host"] == ("bench-01", "board-7")
     assert changes["machine governors cpu0"] == ("powersave", "performance")
     assert changes["policy thresholds"] == ("0.93, 0.9, 0.88, never", "0.5, 0.5, 0.5, never")
-    assert not any("machine temperatures" in name or "load" in name or "created" in name for name in changes)
+    assert [name for name in changes if name.startswith("protocol")] == ["protocol warmup_s"]
+    assert not any("temperatures" in name or "load" in name or "created" in name for name in changes)
     assert compare([profile, profile]).pairs[0].changes == ()
+
+
+def test_other_hosts_are_refused_unless_told_and_then_said(profile):
+    board = msgspec.structs.replace(profile.before, host="board-7", processor="Cortex-A76")
+    other = msgspec.structs.replace(with_latencies(profile, 1.2, seed=0), before=board)
+    with pytest.raises(
+        MeasurementError, match=r"host 'bench-01' and 'board-7'; processor 'Intel.*' and 'Cortex-A76'\); compare what"
+    ):
+        compare([profile, other])
+    found = compare([profile, other], other_hosts=True)
+    assert found.worse
+    assert all(sentence.endswith("(but the machines differ)") for sentence in found.worse)
+    assert found.pairs[0].notes[0].startswith("the machines differ: host 'bench-01' and 'board-7'")
+    runtime = msgspec.structs.replace(profile, runtime=profile.runtime | {"name": "litert"})
+    with pytest.raises(MeasurementError, match="runtime 'onnxruntime' and 'litert'"):
+        compare([profile, runtime])
 
 
 def test_other_networks_are_refused_unless_told(profile, one_exit):
@@ -98,8 +193,32 @@ def test_other_networks_are_refused_unless_told(profile, one_exit):
     with pytest.raises(MeasurementError, match=r"'msdnet-cifar10' \(plan 3f9a1c0de55b\) and 'lenet' \(plan b{12}\)"):
         compare([profile, other])
     pair = compare([profile, other], other_networks=True).pairs[0]
-    assert [difference.name for difference in pair.differences] == ["exit1", "stream"]
-    assert pair.notes == ("only one of the networks has exit 'exit2', 'exit3', 'exit4', 'exit5'",)
+    assert list(dict.fromkeys(difference.name for difference in pair.differences)) == ["exit1", "stream"]
+    assert pair.notes[0] == (
+        "only one of the profiles has all figures of exit 'exit1', 'exit2', 'exit3', 'exit4', 'exit5'"
+    )
+
+
+def test_invalid_profiles_are_refused_unless_told(full, invalid):
+    with pytest.raises(
+        MeasurementError,
+        match=r"'msdnet-cifar10 #2' of 2026\S+ broke energy-window, quiet-machine and is incomplete; measure it again",
+    ):
+        compare([full, invalid])
+    notes = compare([full, invalid], invalid=True).pairs[0].notes
+    assert any("is invalid: energy-window, quiet-machine" in note for note in notes)
+    assert any("is incomplete" in note for note in notes)
+
+
+def test_energy_of_another_meter_is_not_compared(full):
+    def other(item):
+        return msgspec.structs.replace(item, energy=msgspec.structs.replace(item.energy, meter="wall", scope="wall"))
+
+    metered = msgspec.structs.replace(full, exits=tuple(map(other, full.exits)), stream=other(full.stream))
+    found = differences([full, metered])
+    assert ("exit", "exit1", "energy") not in found
+    assert ("exit", "exit1", "median") in found
+    assert "energy is not compared" in " ".join(compare([full, metered]).pairs[0].notes)
 
 
 def test_scripted_profiles_are_named(profile, scripted):

@@ -51,6 +51,31 @@ def test_percent_points_and_energy():
     assert formats.energy(0.0023) == "2.300 mJ"
 
 
+MS = formats.Unit(1e-3, "ms")
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (4.6e-3, 4.5e-3, 4.7e-3, "4.600 ±0.10"),
+        (4.6e-3, 4.599e-3, 4.601e-3, "4.600 ±0.001"),
+        (4.6e-3, 4.6e-3 - 2e-7, 4.6e-3 + 2e-7, "4.600 ±0.0002"),
+        (46e-3, 44e-3, 48e-3, "46.00 ±2.0"),
+        (460e-3, 440e-3, 480e-3, "460.0 ±20"),
+        (4.6e-3, None, None, "4.600"),
+        (None, None, None, NONE),
+    ],
+)
+def test_plus_minus(value, low, high, shown):
+    assert formats.plus_minus(value, low, high, MS) == shown
+
+
+def test_ranged():
+    assert formats.ranged(1.2e-3, 1.3e-3, MS) == "1.200–1.300"
+    assert formats.ranged(-1.2e-3, 1.3e-3, MS) == "−1.200 to 1.300"
+    assert formats.ranged(None, 1.3e-3, MS) == NONE
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

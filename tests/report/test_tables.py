@@ -53,12 +53,38 @@ def test_what_was_not_measured_has_no_figure_and_a_reason(one_exit, unlabelled, 
 
 
 def test_energy_of_some_rows(with_energy, profile):
-    assert texts(with_energy)["exit2"]["energy [mJ]"] == "4.600"
+    assert texts(with_energy)["exit2"]["energy [mJ]"] == "4.600 ±0.12"
     assert tables.energy_reasons(with_energy) == ()
     exits = (*with_energy.exits[:4], msgspec.structs.replace(with_energy.exits[4], energy=profile.exits[4].energy))
     partly = msgspec.structs.replace(with_energy, exits=exits)
     assert texts(partly)["exit5"]["energy [mJ]"] == "unavailable"
     assert tables.energy_reasons(partly)[0].startswith("energy unavailable for exit5: no power sensor")
+
+
+def test_what_an_exit_adds_and_whether_that_is_known(full):
+    shown = texts(full)
+    assert shown["exit1"]["added [ms]"] == shown["exit1"]["added [ms] CI"] == "–"
+    assert shown["exit2"]["added [mJ] CI"] == "−0.460 to 5.060, spans zero"
+    assert shown["exit3"]["added [mJ]"] == "2.300"
+    assert shown["exit3"]["added [mJ] CI"] == "2.231–2.369"
+    median = full.exits[2].latency.median_s - full.exits[1].latency.median_s
+    assert shown["exit3"]["added [ms]"] == f"{1e3 * median:.3f}"
+
+
+def test_columns_sort_by_their_figures(full, profile):
+    every = {row.name: row for row in tables.rows(full)}
+    columns = {column.title: column for column in tables.columns([full])}
+    assert columns["p90"].value(every["exit4"]) == full.exits[3].latency.p90_s
+    assert columns["added [mJ]"].value(every["exit1"]) is None
+    assert columns["energy [mJ]"].value(every["stream"]) == full.stream.energy.gross_j
+    assert not any("added" in title or "device" in title for title in texts(profile)["exit1"])
+
+
+def test_the_devices_own_clock(profile):
+    first = msgspec.structs.replace(profile.exits[0], device=profile.exits[1].latency)
+    shown = texts(msgspec.structs.replace(profile, exits=(first, *profile.exits[1:])))
+    assert shown["exit1"]["on the device"] == f"{1e3 * profile.exits[1].latency.median_s:.3f}"
+    assert shown["stream"]["on the device"] == "–"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +128,22 @@ def test_cards(profile, with_energy, unlabelled, one_exit):
     assert facts.cards(profile)[3].detail == profile.stream.energy.reason
     assert facts.cards(unlabelled)[0].detail == "the data has no labels"
     assert facts.cards(one_exit)[2].detail == "the network has one exit: nothing can leave early"
+
+
+def test_closure(full):
+    assert facts.closure_text(full.energy_closure) == (
+        "measured stream 4.830 mJ / Σ share × energy of each exit 4.600 mJ = 1.050"
+    )
+    assert facts.closure_text(full.closure).startswith("measured stream 1.")
+    assert "× latency of each exit" in facts.closure_text(full.closure)
+
+
+def test_meter_facts(full, profile):
+    found = {fact.name: fact.value for fact in facts.run_facts(full)}
+    assert found["meter"] == "rapl: energy of processor packages (scope: socket, counter)"
+    assert found["meter resolution"] == "6.1e-05 J, new every 1.000 ms"
+    assert found["steady resident memory"] == "120.0 MiB"
+    assert "meter" not in {fact.name for fact in facts.run_facts(profile)}
 
 
 def test_a_policy_without_guarantee_says_so(profile):

@@ -81,12 +81,73 @@ def test_long_names_and_narrow_terminals(with_energy, width):
     assert not [line for line in table.splitlines() if line.rstrip().endswith("…")]
 
 
+def test_validity_comes_first(full, invalid, profile):
+    assert printed(print_profile, full).startswith("Valid; 2 rules kept, 1 could not be looked at")
+    text = printed(print_profile, invalid)
+    assert text.startswith("INVALID: 2 of 5 rules broken, and incomplete; 2 rules kept, 1 could not be looked at")
+    assert "energy-window the windows of exit1 lasted 4.1 s, at least 10 s are needed; measure with" in words(text)
+    assert "incomplete stopped before everything was measured" in words(text)
+    assert text.index("quiet-machine") < text.index("median [ms]")
+    assert printed(print_profile, profile).startswith("Not judged")
+
+
+def test_broken_rules_are_red(invalid):
+    console = Console(width=100, file=io.StringIO(), color_system="standard", force_terminal=True)
+    print_profile(invalid, console=console)
+    (line,) = (line for line in console.file.getvalue().splitlines() if "quiet-machine" in line)
+    assert "\x1b[1;31m" in line
+
+
+def test_every_part_has_its_table(full, profile):
+    text = words(printed(print_profile, full))
+    for expected in (
+        "energy [mJ]",
+        "2.300 ±0.058",
+        "Where the time goes stage share compute [µs]",
+        "block2 18.2 % 720.0 ±8.6",
+        "What closing each gate saves",
+        "without <b>2</b>",
+        "spans zero",
+        "At a fixed rate",
+        "at 30 Hz",
+    ):
+        assert expected in text
+    bare = printed(print_profile, profile)
+    assert "Where the time goes" not in bare
+    assert "At a fixed rate" not in bare
+
+
+@pytest.mark.parametrize("width", [100, 70])
+def test_tables_of_parts_fit(full, width):
+    """What there is no room for is left out; no figure is cut."""
+    assert "…" not in printed(print_profile, full, width=width)
+
+
+def test_names_are_whole_where_there_is_room(full):
+    stages = tuple(
+        msgspec.structs.replace(stage, name=f"layers.{place}.mixture.experts.0")
+        for place, stage in enumerate(full.stages)
+    )
+    named = msgspec.structs.replace(full, stages=stages)
+    assert "layers.3.mixture.experts.0" in printed(print_profile, named, width=110)
+    narrow = printed(print_profile, named, width=60)
+    assert "layers.3" in narrow
+    compared = compare([named, named])
+    assert "layers.3.mixture.experts.0" in printed(print_comparison, compared, width=110)
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_comparison(profile, with_energy, count):
     other = msgspec.structs.replace(with_energy, runtime={"name": "litert", "version": "2.1"})
     profiles = [profile, other, msgspec.structs.replace(other, runtime={"name": "tensorrt"})][:count]
-    text = printed(print_comparison, compare(profiles))
-    assert "against msdnet-cifar10 · onnxruntime" in text
+    text = printed(print_comparison, compare(profiles, other_hosts=True))
+    assert text.count("against msdnet-cifar10 · onnxruntime") == count - 1
     assert "runtime name" in text
-    assert text.count("95 % CI") == 6 * (count - 1)
+    assert text.count("± ") + text.count(" to ") >= 13 * (count - 1)
     assert "…" not in text
+
+
+def test_what_got_worse_comes_first(made):
+    text = printed(print_comparison, compare([made(full=True), made(full=True, seed=1, slower=1.1)]))
+    assert text.startswith("worse  median of exit1 got worse by ")
+    assert printed(print_comparison, compare([made(), made(seed=1)])).startswith("nothing got worse")

@@ -14,6 +14,7 @@ import pytest
 
 from edgekit.errors import MeasurementError, MissingExtraError
 from edgekit.report import charts, write_html
+from edgekit.report.costs import cost_figures
 
 pytest.importorskip("plotly", reason="the report extra is not installed")
 pytest.importorskip("jinja2", reason="the report extra is not installed")
@@ -72,9 +73,9 @@ def test_banner_of_a_scripted_profile(profile, scripted, tmp_path):
 def test_several_profiles_are_compared(profile, with_energy, tmp_path):
     text, figures = parts(write_html([profile, with_energy], tmp_path / "r.html", title="Two boards"))
     assert "<h1>Two boards</h1>" in text
-    assert len(figures["tradeoff"]["data"]) == 4
+    assert len(figures["tradeoff"]["choices"]["mean"]["data"]) == 1 + 4
     assert {"shares-0", "shares-1", "cdf-0", "cdf-1", "energy-1"} <= set(figures)
-    assert words(text).count("95 % CI") >= 6
+    assert words(text).count("± ") >= 12
 
 
 def test_names_stay_text(damaged_names, tmp_path):
@@ -86,7 +87,8 @@ def test_names_stay_text(damaged_names, tmp_path):
     # Charts read a subset of HTML: names reach them escaped.
     assert figures["shares-0"]["data"][0]["x"][0] == "&lt;b&gt;{{7*7}}&lt;/b&gt;"
     assert figures["cdf-0"]["data"][0]["name"] == "&lt;b&gt;{{7*7}}&lt;/b&gt;"
-    assert html.escape(nasty) in figures["tradeoff"]["data"][0]["hovertext"][1]
+    exits = figures["tradeoff"]["choices"]["mean"]["data"][1]
+    assert html.escape(nasty) in exits["hovertext"][1]
     assert "<" not in "".join(figures["cdf-0"]["data"][1]["name"])
 
 
@@ -106,33 +108,72 @@ def test_long_runs_stay_small(profile, tmp_path):
         assert np.searchsorted(ordered, x * 1.0001) / len(ordered) == pytest.approx(y, abs=2e-4)
 
 
-def test_tradeoff_points_carry_their_intervals(profile, unlabelled):
-    exits, stream = charts.tradeoff([profile])["data"]
-    last = profile.exits[-1].latency
-    assert exits["x"][-1] == pytest.approx(last.mean_s * 1e3)
-    assert exits["error_x"]["array"][-1] == pytest.approx((last.mean_high_s - last.mean_s) * 1e3)
-    # Wilson's interval of 571.9 right answers among 700, by hand.
-    n, p, z = 700, 0.817, 1.959964
-    high = (p + z * z / (2 * n) + z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5) / (1 + z * z / n)
-    assert exits["error_y"]["array"][-1] == pytest.approx(high - p, abs=1e-6)
-    assert stream["marker"]["symbol"] == "star"
-    without = charts.tradeoff([unlabelled])["data"]
-    assert without[0]["y"] == [f"exit{index}" for index in range(1, 6)]
-    assert "error_y" not in without[0]
-
-
 def test_an_exit_has_one_colour(with_energy):
     colours = list(charts.exit_colours(5))
     assert len(set(colours)) == 5
-    assert charts.tradeoff([with_energy])["data"][0]["marker"]["color"] == colours
+    (exits,) = (
+        each for each in cost_figures([with_energy])["choices"]["p90"]["data"] if each["name"] == "forced exits"
+    )
+    assert exits["marker"]["color"] == colours
     assert charts.shares(with_energy)["data"][0]["marker"]["color"] == colours
     assert [trace["line"]["color"] for trace in charts.cdf(with_energy)["data"]][:5] == colours
-    assert charts.energies(with_energy)["data"][0]["marker"]["color"][:5] == colours
+    assert charts.energies(with_energy)["choices"]["net"]["data"][0]["marker"]["color"][:5] == colours
 
 
 def test_log_axis_where_it_helps(profile, one_exit):
-    assert charts.cdf(profile)["layout"]["xaxis"]["type"] == "log"
-    assert "type" not in charts.cdf(one_exit)["layout"]["xaxis"]
+    assert charts.cdf(profile)["log"]
+    assert not charts.cdf(one_exit)["log"]
+    axes = charts.cdf(one_exit)["axes"]
+    assert axes["log"]["type"] == "log"
+    assert "type" not in axes["linear"]
+
+
+def test_every_row_is_in_the_distribution(full):
+    curves = {curve["meta"] for curve in charts.cdf(full)["data"]}
+    assert {"exit5", "stream", "stream at 10 Hz", "without blocks.1"} <= curves
+    assert charts.cdf(full)["off"] == ["all gates open", "without blocks.1", "without <b>2</b>"]
+
+
+def test_energy_bars_carry_their_intervals(with_energy):
+    trace = charts.energies(with_energy)["choices"]["gross"]["data"][0]
+    spent = with_energy.exits[1].energy
+    assert trace["y"][1] == pytest.approx(4.6)
+    assert trace["error_y"]["array"][1] == pytest.approx(1e3 * (spent.high_j - spent.gross_j))
+    assert trace["error_y"]["arrayminus"][1] == pytest.approx(1e3 * (spent.gross_j - spent.low_j))
+
+
+def test_validity_is_the_first_thing_after_the_title(full, invalid, profile, tmp_path):
+    text, _ = parts(write_html([invalid], tmp_path / "i.html"))
+    after = words(text[text.index("</header>") :])
+    assert after.startswith("INVALID: 2 of 5 rules broken, and incomplete 2 rules kept, 1 could not be looked at")
+    assert "What to change: measure with --seconds 60" in after
+    assert "energy-window the windows of exit1 lasted 4.1 s" in after
+    assert 'class="validity invalid" role="alert"' in text
+    assert "(<b>indexer</b>)" in html.unescape(text)
+    assert "<b>indexer" not in text
+    text, _ = parts(write_html([full], tmp_path / "v.html"))
+    assert words(text[text.index("</header>") :]).startswith("Valid 2 rules kept")
+    assert 'role="alert"' not in text
+    assert "Not judged" in words(parts(write_html([profile], tmp_path / "n.html"))[0])
+
+
+def test_every_part_is_shown(full, tmp_path):
+    text, figures = parts(write_html([full], tmp_path / "r.html"))
+    assert set(figures) == {"tradeoff", "shares-0", "cdf-0", "energy-0", "power-0", "stages-0", "gates-0"}
+    shown = words(text)
+    for expected in (
+        "Where the time goes",
+        "At a fixed rate",
+        "at 30 Hz",
+        "Operators (15)",
+        "/conv",
+        "Power over time",
+        "without blocks.1",
+        "−0.460 to 5.060 spans zero",
+        "rapl: energy of processor packages",
+    ):
+        assert expected in shown
+    assert re.findall(r'<select data-choose="(\w[^"]*)"', text) == ["tradeoff", "energy-0"]
 
 
 def test_no_profile(tmp_path):

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.errors import BundleError, InputError
+from edgekit.data import Dataset
+from edgekit.errors import BundleError, InputError, MeasurementError
 from edgekit.plan import SCORES, Exit, Plan, Run, Stage
 from edgekit.policy import Policy
+from edgekit.profiles.operators import time_operators
+from edgekit.progress import silent
 from edgekit.runtimes.eager import EagerRuntime
 from edgekit.session import Session
 from edgekit.tensors import TensorSpec
@@ -113,3 +116,26 @@ def test_a_module_that_is_not_the_stage(network, value, message):
         pytest.raises(InputError, match=message),
     ):
         session.run(np.zeros((1, 6), np.float32))
+
+
+def test_operators_of_every_stage(network):
+    plan, modules = network
+    data = Dataset(inputs=np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32))
+    with Session(plan, EagerRuntime(modules), {}) as session:
+        found = time_operators(session, data, runs=8, rng=np.random.default_rng(0), progress=silent)
+    assert [each.stage for each in found] == sorted(each.stage for each in found)
+    for stage in modules:
+        here = {each.name: each for each in found if each.stage == stage}
+        assert {"aten.linear 1", "aten.relu 1", "aten.linear 2", "aten.softmax 1", "aten.topk 1"} <= set(here)
+        assert here["aten.linear 2"].kind == "aten.linear"
+        assert {each.calls for each in here.values()} == {8}
+        assert sum(each.share for each in here.values()) == pytest.approx(1)
+        assert all(0 < each.mean_s < 0.1 for each in here.values())
+
+
+def test_only_a_runtime_that_records_tells_operators(network):
+    _, modules = network
+    runtime = EagerRuntime(modules)
+    with pytest.raises(MeasurementError, match="runtime 'eager' records no operators"):
+        runtime.operator_times()
+    assert runtime.timing_operators().operator_times() == ()

@@ -9,8 +9,9 @@ import pytest
 
 from edgekit import plugins
 from edgekit.errors import InputError, PluginError
+from edgekit.interfaces import DeviceClock, OperatorTimer
 from edgekit.plan import Stage
-from edgekit.runtimes.fake import FakeRuntime
+from edgekit.runtimes.fake import FakeDevice, FakeRuntime
 from edgekit.tensors import TensorSpec
 
 STAGE = Stage(name="s", inputs=("x",), outputs=("y", "z"), macs=None, weight_bytes=0)
@@ -60,3 +61,27 @@ def test_by_name_it_needs_its_script():
     assert made.name == "fake"
     with pytest.raises(PluginError, match="runtime 'fake' does not take these options"):
         plugins.create("runtimes", "fake")
+
+
+def test_a_scripted_device_has_a_scripted_clock():
+    now = [100]
+
+    def handler(stage, inputs):
+        now[0] += 40
+        return {"y": inputs["x"]}
+
+    runtime = FakeDevice(handler, device_clock=lambda: now[0])
+    buffers = {name: runtime.allocate(TensorSpec(name, "float32", ("batch", 2)), 1) for name in "xyz"}
+    run = runtime.open(STAGE, Path()).bind(buffers, rows=1, outputs=("y",))
+    begin = runtime.device_mark()
+    run()
+    run()
+    assert runtime.device_ns(begin, runtime.device_mark()) == 80
+    runtime.synchronize()
+    assert runtime.waits == 1
+    assert runtime.describe()["scripted"] is True
+
+
+def test_only_the_device_has_a_clock():
+    assert isinstance(FakeDevice(lambda stage, inputs: {}, device_clock=lambda: 0), DeviceClock)
+    assert not isinstance(FakeRuntime(lambda stage, inputs: {}), DeviceClock | OperatorTimer)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.errors import BundleError, MissingExtraError, PluginError
+from edgekit.data import Dataset
+from edgekit.errors import BundleError, MeasurementError, MissingExtraError, PluginError
 from edgekit.plan import SCORES, Exit, Plan, Run, Stage
 from edgekit.policy import Policy
+from edgekit.profiles.operators import time_operators
+from edgekit.progress import silent
 from edgekit.runtimes.host import ALIGNMENT, HostBuffer
-from edgekit.runtimes.ort import OrtRuntime
+from edgekit.runtimes.ort import OrtRuntime, _nodes
 from edgekit.session import Session
 from edgekit.tensors import TensorSpec
 
@@ -340,3 +346,108 @@ def test_a_scalar_host_buffer():
     buffer.write(np.array(2, np.float32))
     assert buffer.read(6).shape == ()
     assert buffer.read(1) == 2
+
+
+def large(folder):
+    """A network of one stage, whose operators are large beside what a profiler adds to each."""
+    channels, size = 48, 32
+    rng = np.random.default_rng(0)
+    make = helper.make_node
+    nodes = [
+        make("Conv", ["x", "w"], ["a"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        make("Relu", ["a"], ["b"]),
+        make("Conv", ["b", "w"], ["c"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        make("GlobalAveragePool", ["c"], ["d"]),
+        make("Flatten", ["d"], ["e"]),
+        make("Div", ["e", "t"], ["logits"]),
+        make("ReduceMax", ["logits", "axis"], ["max_prob"], keepdims=0),
+        make("Neg", ["max_prob"], ["margin"]),
+        make("Abs", ["max_prob"], ["neg_entropy"]),
+    ]
+    weights = {
+        "w": rng.standard_normal((channels, channels, 3, 3)).astype(np.float32) / 20,
+        "axis": np.array([1]),
+    }
+    shapes = {"x": ("batch", channels, size, size), "t": (), "logits": ("batch", channels)}
+    shapes |= dict.fromkeys(SCORES, ("batch",))
+    sides = [[(name, TensorProto.FLOAT, shape) for name, shape in shapes.items() if (name in "xt") == given]
+             for given in (True, False)]  # fmt: skip
+    file = write_onnx(folder / "s.onnx", nodes, inputs=sides[0], outputs=sides[1], weights=weights)
+    tensors = {name: TensorSpec(name, "float32", shape) for name, shape in shapes.items()}
+    outputs = tuple(name for name in shapes if name not in "xt")
+    stage = Stage(name="s", inputs=("x", "t"), outputs=outputs, macs=None, weight_bytes=0)
+    end = Exit(name="e", logits="logits", temperature="t", scores={score: score for score in SCORES})
+    return Plan(inputs=(tensors["x"],), tensors=tensors, stages=(stage,), steps=(Run("s"), end)), {"s": file}
+
+
+def test_operators_add_up_to_their_stage(tmp_path):
+    plan, artifacts = large(tmp_path)
+    inputs = np.random.default_rng(0).standard_normal((4, *plan.inputs[0].shape[1:])).astype(np.float32)
+    ratios = []
+    with Session(plan, OrtRuntime(), artifacts) as session:
+        for _ in range(5):  # others may use the processor at any one time
+            found = time_operators(
+                session, Dataset(inputs=inputs), runs=20, rng=np.random.default_rng(0), progress=silent
+            )
+            traces = [session.trace(inputs[:1]) for _ in range(23)][3:]
+            computed = [span.stop_ns - span.start_ns for trace in traces for span in trace.spans if span.name == "s"]
+            ratios.append(sum(each.mean_s for each in found) / (np.mean(computed) * 1e-9))
+            if 0.7 < ratios[-1] < 1.3:
+                break
+    assert 0.7 < ratios[-1] < 1.3, ratios
+    assert sum(each.share for each in found if "Conv" in each.kind) > 0.5
+
+
+def test_only_a_runtime_that_records_tells_operators(network, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    plan, artifacts, _ = network
+    runtime = OrtRuntime(threads=2, session_options={"enable_mem_pattern": False})
+    with pytest.raises(MeasurementError, match="runtime 'onnxruntime' records no operators"):
+        runtime.operator_times()
+    timing = runtime.timing_operators()
+    assert timing.describe() == runtime.describe()
+    with Session(plan, timing, artifacts):
+        pass
+    assert list(tmp_path.iterdir()), "a recording that nobody asked for"
+    timing.close()
+    timing.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recording_is_read_whatever_fusion_did_to_names(tmp_path):
+    def event(name, kind, index, micros, cat="Node"):
+        return {"cat": cat, "name": name, "dur": micros, "ts": 0, "args": {"op_name": kind, "node_index": index}}
+
+    file = tmp_path / "0.json"
+    file.write_text(
+        json.dumps(
+            [
+                event("model_run", "", "", 99, cat="Session"),
+                event("a_fence_before", "Conv", "1", 99),
+                event("a_kernel_time", "Conv", "1", 2),
+                event("_kernel_time", "FusedConv", "2", 3),
+                event("_kernel_time", "FusedConv", "3", 4),
+                event("a_kernel_time", "Conv", "1", 5),
+                event("_kernel_time", "FusedConv", "3", 6),
+                {"cat": "Node", "name": "old_kernel_time", "dur": 7, "args": {}},
+            ]
+        )
+    )
+    assert [(name, kind, round(seconds * 1e6)) for name, kind, seconds in _nodes(file)] == [
+        ("a", "Conv", 2),
+        ("FusedConv", "FusedConv", 3),
+        ("FusedConv #2", "FusedConv", 4),
+        ("a", "Conv", 5),
+        ("FusedConv #2", "FusedConv", 6),
+        ("old", "", 7),
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "", '[{"cat": "Node", "na', '{"cat": 3}'])
+def test_a_recording_that_cannot_be_read(tmp_path, content):
+    file = tmp_path / "0.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(MeasurementError, match="recording cannot be read") as caught:
+        _nodes(file)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,244 @@
+"""The profiler's own bias and cost, and how well two of its profiles agree.
+
+    python benchmarks/profiler.py [--network msdnet-cifar10] [--protocol standard] [--repeats 20] [--json]
+
+- bias: the medians of ``edgekit.profile`` against those of a plain loop of ``perf_counter_ns`` pairs around
+  ``session.run`` in the same shuffled turns, profile and loop taking turns themselves;
+- reading a meter: latency while a file is read as often as a real sensor is, against without;
+- taking apart: traced inferences against untraced ones;
+- repeats: profiles of an unchanged bundle, each held against the first by ``compare``: how far medians lie apart, how
+  far closure is from 1, and how many comparisons say that something got worse;
+- injected slowness: a stage that takes 10 % longer, for every stage; whether ``compare`` finds it.
+
+A machine with other work on it breaks the rule ``quiet-machine``; profiles are compared all the same, and it is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from measuring import DATA
+
+import edgekit
+from edgekit.data import Dataset, as_dataset
+from edgekit.interfaces import Buffer
+from edgekit.measured import MeterFacts
+from edgekit.profiles import PUBLISHABLE, QUICK, STANDARD, Protocol, Reading
+from edgekit.profiles.recorder import Recorder
+from edgekit.records import Profile
+from edgekit.report.compare import compare
+from edgekit.runtimes.ort import OrtRunner, OrtRuntime
+from edgekit.zoo import registry
+
+PROTOCOLS = {each.name: each for each in (QUICK, STANDARD, PUBLISHABLE)}
+TURNS = 5
+"""Profiles and plain loops, by turns."""
+
+
+class Slowed(OrtRuntime):
+    """ONNX Runtime with one stage that spins after its work, for a share of the time that it took."""
+
+    def __init__(self, stage: str, share: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.stage, self.share = stage, share
+
+    def open(self, stage: Any, artifact: Path) -> OrtRunner:
+        runner = super().open(stage, artifact)
+        if stage.name == self.stage:
+            bind = runner.bind
+
+            def slow(buffers: Mapping[str, Buffer], *, rows: int, outputs: Sequence[str]) -> Callable[[], None]:
+                run = bind(buffers, rows=rows, outputs=outputs)
+                return functools.partial(_longer, run, self.share)
+
+            runner.bind = slow
+        return runner
+
+
+def _longer(run: Callable[[], None], share: float) -> None:
+    start = time.perf_counter_ns()
+    run()
+    now = time.perf_counter_ns()
+    end = now + (now - start) * share
+    while now < end:
+        now = time.perf_counter_ns()
+
+
+class FileMeter:
+    """Reads one file of /proc for every reading, as a sensor in /sys is read."""
+
+    name = "file"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def facts(self) -> MeterFacts:
+        return MeterFacts(
+            name="file", quantity="power", scope="recording", covers="nothing", update_interval_s=0.02, replay=True
+        )
+
+    def open(self) -> None:
+        pass
+
+    def read(self) -> Reading:
+        text = Path("/proc/loadavg").read_text()
+        return Reading(time.perf_counter_ns(), 1.0 + float(text.split()[0]))
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def opened(bundle: edgekit.Bundle, runtime: Any = "onnxruntime") -> Iterator[edgekit.Session]:
+    """The bundle with a policy that lets some leave everywhere."""
+    policy = edgekit.Policy.fixed([0.9] * (len(bundle.plan.exits) - 1))
+    with edgekit.load(bundle, runtime=runtime, policy=policy) as session:
+        yield session
+
+
+def bias(bundle: edgekit.Bundle, data: Dataset, *, seconds: float) -> dict[str, Any]:
+    """Medians of the profiler over those of the plain loop, one ratio for each exit."""
+    protocol = replace(QUICK, min_seconds=seconds, max_seconds=seconds, energy_window_s=0, stages_s=0)
+    ratios: dict[str, list[float]] = {step.name: [] for step in bundle.plan.exits}
+    with opened(bundle) as session:
+        for turn in range(TURNS):
+            for first in (True, False) if turn % 2 else (False, True):
+                if first:
+                    profile = edgekit.profile(session, data, protocol=protocol, seed=turn)
+                else:
+                    plain = plain_loop(session, data, seconds=seconds, seed=turn)
+            for index, each in enumerate(profile.exits):
+                ratios[each.name].append(each.latency.median_s / plain[index])
+    found = {name: median(values) for name, values in ratios.items()}
+    return {"median_ratio": found, "worst": max(abs(value - 1) for value in found.values()), "bound": 0.01}
+
+
+def plain_loop(session: edgekit.Session, data: Dataset, *, seconds: float, seed: int) -> list[float]:
+    """Median seconds of each exit, turns shuffled with the stream's as the profiler's are, nothing else done."""
+    exits, rng = len(session.plan.exits), np.random.default_rng(seed)
+    samples: list[list[int]] = [[] for _ in range(exits)]
+    end = time.perf_counter_ns() + int(seconds * 1e9)
+    while time.perf_counter_ns() < end:
+        for turn in rng.permutation(2 * exits):
+            row = int(rng.integers(len(data)))
+            inputs, exit_index = data.batch(slice(row, row + 1)), int(turn) if turn < exits else None
+            start = time.perf_counter_ns()
+            session.run(inputs, exit=exit_index)
+            stop = time.perf_counter_ns()
+            if exit_index is not None:
+                samples[exit_index].append(stop - start)
+    return [median(each) * 1e-9 for each in samples]
+
+
+def reading(bundle: edgekit.Bundle, data: Dataset, *, seconds: float) -> dict[str, float]:
+    """Mean latency while a meter is read over that without, in turns of a second."""
+    inputs, costs = data.batch(slice(0, 1)), []
+    last = len(bundle.plan.exits) - 1
+    with opened(bundle) as session, Recorder(FileMeter(), zero_ns=0) as recorder:
+
+        def mean_ns() -> float:
+            end, taken = time.perf_counter_ns() + 10**9, []
+            while (start := time.perf_counter_ns()) < end:
+                session.run(inputs, exit=last)
+                taken.append(time.perf_counter_ns() - start)
+            return fmean(sorted(taken)[: len(taken) * 99 // 100])
+
+        for _ in range(max(3, int(seconds / 2))):
+            with recorder.paused():
+                alone = mean_ns()
+            costs.append(mean_ns() / alone)
+        count = recorder.series().times_s.size
+    return {"ratio": median(costs), "bound": 1.02, "readings_per_s": count / len(costs)}
+
+
+def apart(first: Profile, other: Profile) -> float:
+    """How far the medians of two profiles lie apart at most, as a share."""
+    pairs = [(a.latency.median_s, b.latency.median_s) for a, b in zip(first.exits, other.exits, strict=True)]
+    # The stream's median jumps between two exits when half of the samples leave at the first; its mean does not.
+    pairs.append((first.stream.latency.mean_s, other.stream.latency.mean_s))
+    return max(abs(after / before - 1) for before, after in pairs)
+
+
+def repeats(bundle: edgekit.Bundle, data: Dataset, *, protocol: Protocol, count: int) -> tuple[dict[str, Any], Profile]:
+    """Profiles of the same thing, each in a session of its own."""
+    profiles = []
+    for seed in range(count + 1):
+        with opened(bundle) as session:
+            profiles.append(edgekit.profile(session, data, protocol=protocol, seed=seed))
+        print(f"profile {seed} of {count}: closure {profiles[-1].closure.ratio:.4f}", file=sys.stderr, flush=True)
+    first, others = profiles[0], profiles[1:]
+    alarms = [compare([first, each], invalid=True).worse for each in others]
+    neighbours = [apart(a, b) for a, b in zip(profiles, others, strict=False)]
+    return {
+        "repeats": count,
+        "alarms": sum(map(bool, alarms)),
+        "alarms_bound": 1,
+        "said": [sentence for each in alarms for sentence in each],
+        "medians_apart": {"median": median(neighbours), "worst": max(neighbours), "bound": 0.03},
+        "closure_off": {
+            "median": median(abs(each.closure.ratio - 1) for each in profiles),
+            "worst": max(abs(each.closure.ratio - 1) for each in profiles),
+            "bound": 0.03,
+        },
+        "tracing_overhead": median(each.settings["tracing_overhead"] for each in profiles),
+        "broken_rules": sorted({check.rule for each in profiles for check in each.broken}),
+    }, first
+
+
+def slowed(bundle: edgekit.Bundle, data: Dataset, first: Profile, *, protocol: Protocol) -> dict[str, Any]:
+    """For every stage, what ``compare`` says of a profile in which it took 10 % longer."""
+    found = {}
+    for stage in bundle.plan.stages:
+        runtime = Slowed(stage.name, 0.10)
+        with opened(bundle, runtime) as session:
+            profile = edgekit.profile(session, data, protocol=protocol, seed=99)
+        runtime.close()
+        found[stage.name] = list(compare([first, profile], invalid=True).worse)
+        print(f"slowed {stage.name}: {found[stage.name][:1]}", file=sys.stderr, flush=True)
+    return {"found": sum(any(name in said for said in saids) for name, saids in found.items()), "of": len(found),
+            "said": {name: said[:3] for name, said in found.items()}}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--network", default="msdnet-cifar10")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="standard")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each turn of the first two parts")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    network = registry.find(given.network)
+    if given.data.exists():
+        data = as_dataset(given.data, preprocess=network.preprocess)
+    else:
+        noise = np.random.default_rng(0).standard_normal((1000, 3, 32, 32)).astype(np.float32)
+        data = Dataset(inputs=noise, source="noise")
+    protocol = replace(PROTOCOLS[given.protocol], energy_window_s=0, paced_hz=())
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = edgekit.export(
+            registry.load(given.network), network.example(), Path(folder) / "net.edgekit", preprocess=network.preprocess
+        )
+        result: dict[str, Any] = {"network": given.network, "data": data.source, "protocol": given.protocol}
+        result["bias"] = bias(bundle, data, seconds=given.seconds)
+        result["reading"] = reading(bundle, data, seconds=given.seconds)
+        print(json.dumps(result), file=sys.stderr, flush=True)
+        result["unchanged"], first = repeats(bundle, data, protocol=protocol, count=given.repeats)
+        result["slowed"] = slowed(bundle, data, first, protocol=protocol)
+    print(json.dumps(result, indent=None if given.json else 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What of two profiles can be held against each other, and how far a figure's ratio can be known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from edgekit.errors import MeasurementError
+from edgekit.measured import Energy, Interval, LatencySummary
+from edgekit.records import Profile
+from edgekit.report.sheets import rate_text
+from edgekit.report.tables import STREAM
+from edgekit.stats import independent_samples, quantile_draws
+
+__all__ = ["Figure", "Key", "figures", "ratio_interval"]
+
+Key = tuple[str, str, str]
+"""Part (``"exit"``, ``"stream"``, ``"path"``, ``"paced"``, ``"stage"``), its name, and the quantity."""
+DRAWS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of a profile with what tells how sure it is: raw samples, or its interval.
+
+    Attributes:
+        value: the estimate, in seconds or joules.
+        unit: ``"s"`` or ``"J"``.
+        level: of the quantile, with ``samples``.
+        samples: nanoseconds in the order in which they were taken.
+        interval: where there are no raw samples.
+        freedom: degrees of freedom of that interval; ``None`` takes it as a normal one.
+        comparable: two figures are of the same thing only when this is the same in both.
+        accuracy: of the row, where the data has labels.
+    """
+
+    value: float
+    unit: str
+    level: float = 0.5
+    samples: tuple[int, ...] = ()
+    interval: Interval | None = None
+    freedom: int | None = None
+    comparable: str = ""
+    accuracy: float | None = None
+
+
+class _Timed(Protocol):
+    @property
+    def latency_ns(self) -> tuple[int, ...]: ...
+    @property
+    def latency(self) -> LatencySummary: ...
+    @property
+    def energy(self) -> Energy: ...
+
+
+def figures(profile: Profile) -> dict[Key, Figure]:
+    """Everything that a comparison looks at, in the order in which it is shown.
+
+    Raises:
+        MeasurementError: a row has no raw samples.
+    """
+    found: dict[Key, Figure] = {}
+    for item in profile.exits:
+        found |= _of("exit", item.name, item, item.accuracy)
+    found |= _of("stream", STREAM, profile.stream, profile.stream.accuracy)
+    for paced in profile.paced:
+        found |= _of("paced", f"stream {rate_text(paced.rate_hz)}", paced)
+    for path in profile.paths:
+        found |= _of("path", path.name, path)
+    for stage in profile.stages:
+        if stage.compute.value > 0:
+            compute = Figure(value=stage.compute.value, unit="s", interval=stage.compute)
+            found["stage", stage.name, "compute"] = compute
+    return found
+
+
+def _of(part: str, name: str, item: _Timed, accuracy: float | None = None) -> dict[Key, Figure]:
+    if not item.latency_ns:
+        raise MeasurementError(f"'{name}' has no raw samples in one of the profiles; measure it again")
+    mixed = part in ("stream", "paced")
+    return {(part, name, quantity): figure for quantity, figure in _figures(item, accuracy, mixed=mixed)}
+
+
+def _figures(item: _Timed, accuracy: float | None, *, mixed: bool) -> Iterator[tuple[str, Figure]]:
+    """Of a stream, whose exits are far apart so that a quantile may jump from one to the next, the mean as well."""
+    taken, latency = item.latency_ns, item.latency
+    if mixed:
+        ends = Interval(value=latency.mean_s, low=latency.mean_low_s, high=latency.mean_high_s)
+        yield "mean", Figure(value=latency.mean_s, unit="s", interval=ends)
+    yield "median", Figure(value=float(np.median(taken)) / 1e9, unit="s", samples=taken, accuracy=accuracy)
+    if latency.p90_s is not None:
+        yield "p90", Figure(value=float(np.quantile(taken, 0.9)) / 1e9, unit="s", level=0.9, samples=taken)
+    spent = item.energy
+    if spent.gross_j and spent.low_j is not None and spent.high_j is not None:
+        yield (
+            "energy",
+            Figure(
+                value=spent.gross_j,
+                unit="J",
+                interval=Interval(value=spent.gross_j, low=spent.low_j, high=spent.high_j),
+                freedom=max(spent.windows - 1, 1),
+                comparable=f"{spent.meter}: {spent.scope} ({spent.method})",
+            ),
+        )
+
+
+def ratio_interval(
+    mine: Figure, theirs: Figure, *, confidence: float, usual: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Ends of the interval of ``theirs / mine``.
+
+    Quantiles of raw samples are drawn for both, as many independent samples as a run is worth. Two intervals become
+    one by the method of variance estimates recovery, on logarithms (Zou and Donner, Stat. Med. 27, 2008).
+
+    Args:
+        mine: of the first profile.
+        theirs: of the other.
+        confidence: of the interval wanted.
+        usual: confidence of the intervals in the profiles.
+        rng: of the draws.
+    """
+    if mine.samples and theirs.samples:
+        above, below = (_drawn(figure, rng) for figure in (theirs, mine))
+        low, high = np.quantile(above / below, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return float(low), float(high)
+    (below_low, below_high), (above_low, above_high) = (
+        _logarithms(figure, confidence=confidence, usual=usual) for figure in (mine, theirs)
+    )
+    middle = math.log(theirs.value / mine.value)
+    return math.exp(middle - math.hypot(above_low, below_high)), math.exp(middle + math.hypot(above_high, below_low))
+
+
+def _drawn(figure: Figure, rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    samples = np.asarray(figure.samples, np.float64)
+    worth = independent_samples(samples, figure.level)
+    return quantile_draws(np.sort(samples), figure.level, independent=worth, draws=DRAWS, rng=rng)
+
+
+def _logarithms(figure: Figure, *, confidence: float, usual: float) -> tuple[float, float]:
+    """How far the logarithm may lie below and above that of the value, at another confidence than the interval's."""
+    from scipy.stats import norm, t
+
+    reach = norm if figure.freedom is None else t(figure.freedom)
+    wider = float(reach.ppf((1 + confidence) / 2) / reach.ppf((1 + usual) / 2))
+    found = figure.interval
+    if found is None:
+        return math.inf, math.inf
+    low, high = (figure.value + wider * (end - figure.value) for end in (found.low, found.high))
+    below = math.log(figure.value / low) if low > 0 else math.inf
+    return below, math.log(high / figure.value)
