@@ -10,7 +10,7 @@ from pathlib import Path
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
 from edgekit.profiles import sysfs
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 
 __all__ = ["BatteryMeter"]
 
@@ -21,7 +21,7 @@ MICRO = 1e-6
 """Of volts, amperes and watts (kernel, Documentation/ABI/testing/sysfs-class-power)."""
 
 
-class BatteryMeter(SensorMeter):
+class BatteryMeter(PolledMeter):
     """Sum over every battery of the machine, while it runs on them alone.
 
     Power is the driver's own figure, else voltage times current. Drivers do not agree on the sign of a current that

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
 from edgekit.profiles import sysfs
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 
 __all__ = ["HwmonMeter"]
 
@@ -51,7 +51,7 @@ class _Sensor:
         return (sysfs.optional(told) or 0) * 1e-3 or None
 
 
-class HwmonMeter(SensorMeter):
+class HwmonMeter(PolledMeter):
     """One sensor of power or energy, or several that the user knows to add up.
 
     What a sensor covers is its driver's matter, so nothing is added that was not asked for. A counter of energy that

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekit.errors import MeasurementError, MissingExtraError, require
 from edgekit.measured import MeterFacts
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 
 __all__ = ["InaMeter"]
 
@@ -134,7 +134,7 @@ class _Ina226(_Chip):
 CHIPS: dict[str, type[_Chip]] = {"ina219": _Ina219, "ina226": _Ina226}
 
 
-class InaMeter(SensorMeter):
+class InaMeter(PolledMeter):
     """Bus voltage times shunt voltage over the shunt's resistance; the chip's own current and power are not used.
 
     A reading waits for the next conversion, so that none is read twice. The chip's configuration is left as it is; it

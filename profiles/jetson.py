@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
 from edgekit.profiles import sysfs
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 
 __all__ = ["JetsonMeter"]
 
@@ -103,7 +103,7 @@ class Rail:
     switch: Path | None = None
 
 
-class JetsonMeter(SensorMeter):
+class JetsonMeter(PolledMeter):
     """Power of the rails that add up to the whole module or board, chosen by the board's model and the rails it has.
 
     Every read of a channel waits for its next conversion (a few milliseconds each, voltage and current apart), so a

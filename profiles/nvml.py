@@ -11,7 +11,7 @@ from typing import Any
 
 from edgekit.errors import MeasurementError, MissingExtraError, require
 from edgekit.measured import MeterFacts
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 
 __all__ = ["NvmlMeter"]
 
@@ -20,7 +20,7 @@ UPDATE_S = 0.1
 CAUTION = "sampled 25 % of the time on A100 and H100 (arXiv 2312.02741)"
 
 
-class NvmlMeter(SensorMeter):
+class NvmlMeter(PolledMeter):
     """One graphics card: its energy counter (since Volta), or its power where it has none.
 
     The figures are of the whole card, its memory included, whoever uses it. The driver forms them from samples of its

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
 from edgekit.profiles import sysfs
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 from edgekit.tree import Runner, UnreadableError, run_command
 
 __all__ = ["PmicMeter"]
@@ -24,7 +24,7 @@ WITH_PMIC = re.compile(r"raspberry pi (?:5|500|compute module 5)\b")
 """Models whose firmware answers. A Raspberry Pi 4 has no such converters."""
 
 
-class PmicMeter(SensorMeter):
+class PmicMeter(PolledMeter):
     """Sum of voltage times current over every rail that tells both, twelve on a Raspberry Pi 5.
 
     The 5 V input tells its voltage only, so what hangs on 5 V directly is not seen: USB devices, a fan, a hat, and the

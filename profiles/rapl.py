@@ -10,7 +10,7 @@ from pathlib import Path
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
 from edgekit.profiles import sysfs
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 
 __all__ = ["RaplMeter"]
 
@@ -43,7 +43,7 @@ class _Counter:
     last_ns: int
 
 
-class RaplMeter(SensorMeter):
+class RaplMeter(PolledMeter):
     """Sum of every package zone and every DRAM zone.
 
     A package zone holds its cores and uncore, which are therefore not added; DRAM is outside the package (Intel SDM

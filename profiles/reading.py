@@ -12,7 +12,7 @@ from pathlib import Path
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
 
-__all__ = ["Reading", "SensorMeter"]
+__all__ = ["PolledMeter", "Reading", "SensorMeter"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,7 @@ class Reading:
 
 
 class SensorMeter(ABC):
-    """Opening, closing, and the time and plausibility of a reading; a meter adds where its value comes from.
-
-    A reading's time is the middle between the moments before and after its files or registers were read: drivers that
-    wait for the next conversion take milliseconds for each of them.
+    """Opening, closing, and the plausibility of a reading; a meter adds where its readings come from.
 
     Args:
         root: the folder that stands for ``/``.
@@ -58,15 +55,9 @@ class SensorMeter(ABC):
             MeasurementError: it cannot measure here.
         """
 
+    @abstractmethod
     def _take(self) -> Reading:
         """Value and time. Where the hardware streams, the last that came."""
-        before_ns = self._clock()
-        value = self._value()
-        return Reading(time_ns=(before_ns + self._clock()) // 2, value=value)
-
-    def _value(self) -> float:
-        """Joules since it was opened, or watts now, of a meter that is asked."""
-        raise NotImplementedError(f"{type(self).__name__} has neither _value nor _take")
 
     def _start(self) -> None:  # noqa: B027 - most meters have nothing to prepare
         """Whatever reading needs; cleans up after itself when it fails."""
@@ -108,3 +99,20 @@ class SensorMeter(ABC):
         if self._is_open:
             self._is_open = False
             self._stop()
+
+
+class PolledMeter(SensorMeter):
+    """A meter that is asked for its value.
+
+    A reading's time is the middle between the moments before and after its files or registers were read: drivers that
+    wait for the next conversion take milliseconds for each of them.
+    """
+
+    @abstractmethod
+    def _value(self) -> float:
+        """Joules since it was opened, or watts now."""
+
+    def _take(self) -> Reading:
+        before_ns = self._clock()
+        value = self._value()
+        return Reading(time_ns=(before_ns + self._clock()) // 2, value=value)

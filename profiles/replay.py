@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
-from edgekit.profiles.reading import SensorMeter
+from edgekit.profiles.reading import PolledMeter
 
 __all__ = ["ReplayMeter"]
 
 COLUMNS = ("power_w", "energy_j")
 
 
-class ReplayMeter(SensorMeter):
+class ReplayMeter(PolledMeter):
     """Plays a recording as if it were happening now, from :meth:`open` on, interpolated linearly between its lines.
 
     Args:
