@@ -37,6 +37,7 @@ from edgekit.interfaces import Buffer
 from edgekit.measured import MeterFacts
 from edgekit.profiles import PUBLISHABLE, QUICK, STANDARD, Protocol, Reading
 from edgekit.profiles.recorder import Recorder
+from edgekit.profiles.system import collector_off
 from edgekit.records import Profile
 from edgekit.report.compare import compare
 from edgekit.runtimes.ort import OrtRunner, OrtRuntime
@@ -118,7 +119,8 @@ def bias(bundle: edgekit.Bundle, data: Dataset, *, seconds: float) -> dict[str, 
                 if first:
                     profile = edgekit.profile(session, data, protocol=protocol, seed=turn)
                 else:
-                    plain = plain_loop(session, data, seconds=seconds, seed=turn)
+                    with collector_off():  # as the profiler has it
+                        plain = plain_loop(session, data, seconds=seconds, seed=turn)
             for index, each in enumerate(profile.exits):
                 ratios[each.name].append(each.latency.median_s / plain[index])
     found = {name: median(values) for name, values in ratios.items()}

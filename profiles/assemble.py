@@ -18,9 +18,9 @@ from edgekit.profiles.answers import BATCH_ROWS, Answers
 from edgekit.profiles.checks import energy_checks, latency_checks, latency_warnings
 from edgekit.profiles.energy import difference, energy_of, idle_w
 from edgekit.profiles.latency import Timings, close_latency
-from edgekit.profiles.measured import Measured
 from edgekit.profiles.paced import paced_profile
 from edgekit.profiles.protocol import Protocol
+from edgekit.profiles.raw import Measured
 from edgekit.profiles.system import machine_checks, machine_warnings
 from edgekit.profiles.workloads import STREAM, Workload, path_macs
 from edgekit.records import ExitProfile, PacedProfile, PathProfile, Profile, StreamProfile
@@ -84,7 +84,7 @@ class Assembler:
         session, manifest = self.session, self.session.bundle.manifest if self.session.bundle is not None else None
         summaries = {work.name: summarize(found.timings.host_ns(work.name), seed=self.seed) for work in self.works}
         energies = {work.name: self._energy(work.name, found) for work in self.works}
-        closure = close_latency(found.timings, self.works, stream=STREAM)
+        closure = close_latency(found.timings, self.works)
         energy_closure = self._close_energy(found, energies)
         scripted = self._scripted()
         return Profile(

@@ -75,6 +75,7 @@ class EnergyWindows:
     kept: Callable[[], None] = lambda: None
     windows: list[Window] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
+    _start_c: float | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Idle, windows in random order, those of the slope, idle; what was taken before is not taken again.
@@ -174,8 +175,6 @@ class EnergyWindows:
             if self._start_c is not None and now_c is not None and now_c <= self._start_c + 1:
                 return
             self.sleep(min(0.5, self.protocol.cooldown_s))
-
-    _start_c: float | None = field(default=None, init=False)
 
 
 def idle_w(windows: Sequence[Window]) -> tuple[float, ...]:

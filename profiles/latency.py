@@ -15,7 +15,7 @@ from edgekit.interfaces import DeviceClock
 from edgekit.measured import Closure
 from edgekit.profiles.protocol import Protocol
 from edgekit.profiles.system import collector_off
-from edgekit.profiles.workloads import Workload
+from edgekit.profiles.workloads import STREAM, Workload
 from edgekit.progress import Progress
 
 if TYPE_CHECKING:
@@ -196,18 +196,17 @@ def _is_steady(lasted_s: Sequence[float], protocol: Protocol) -> bool:
 
 def _done_percent(timings: Timings, protocol: Protocol, *, samples: int) -> int:
     """How much of what the protocol asks for there is."""
-    streamed = max(map(len, timings.taken.values()))  # the stream's, which has as many turns as there are exits
-    passed = max(streamed / samples, timings.seconds / max(protocol.max_seconds, 1e-9))
+    passed = max(len(timings.taken[STREAM]) / samples, timings.seconds / max(protocol.max_seconds, 1e-9))
     counted = timings.rounds / protocol.min_samples
     lasted = timings.seconds / protocol.min_seconds if protocol.min_seconds else 1.0
     return math.floor(100 * min(passed, counted, lasted, 1.0))
 
 
-def close_latency(timings: Timings, works: Sequence[Workload], *, stream: str) -> Closure:
+def close_latency(timings: Timings, works: Sequence[Workload]) -> Closure:
     """``sum_k share_k * mean latency_k`` over the stream's own exits, against the stream's mean latency."""
     exits = [work.name for work in works if work.kind == "exit"]
-    counts = np.bincount([each.exit for each in timings.taken[stream]], minlength=len(exits))
+    counts = np.bincount([each.exit for each in timings.taken[STREAM]], minlength=len(exits))
     means_s = np.array([np.mean(timings.host_ns(name)) for name in exits]) * 1e-9
     return Closure(
-        predicted=float(counts @ means_s / counts.sum()), measured=float(np.mean(timings.host_ns(stream)) * 1e-9)
+        predicted=float(counts @ means_s / counts.sum()), measured=float(np.mean(timings.host_ns(STREAM)) * 1e-9)
     )

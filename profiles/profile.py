@@ -24,10 +24,10 @@ from edgekit.profiles.energy import EnergyWindows, Inference
 from edgekit.profiles.find import find_meter
 from edgekit.profiles.integrate import Series, power_of
 from edgekit.profiles.latency import Timings, measure_latency
-from edgekit.profiles.measured import Measured, require_same, resumed
 from edgekit.profiles.operators import time_operators
 from edgekit.profiles.paced import Paced, measure_paced
 from edgekit.profiles.protocol import Protocol, ProtocolName, as_protocol
+from edgekit.profiles.raw import Measured, require_same, resumed
 from edgekit.profiles.recorder import Recorder, Repeat, in_background
 from edgekit.profiles.stages import measure_stages
 from edgekit.profiles.system import hottest_c, peak_rss_bytes, steady_rss_bytes

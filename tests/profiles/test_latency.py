@@ -108,7 +108,7 @@ def test_drift_hits_all_alike(session, data, clock):
 
     session.run = slower
     timings = measure(session, data, clock, short(min_samples=200))
-    assert close_latency(timings, workloads(session.plan), stream=STREAM).ratio == pytest.approx(1, abs=0.03)
+    assert close_latency(timings, workloads(session.plan)).ratio == pytest.approx(1, abs=0.03)
 
 
 def test_exits_of_the_stream_are_those_of_its_samples(session, data, clock):
@@ -142,4 +142,4 @@ def test_closure_is_one_whenever_the_stream_costs_what_its_exits_cost(costs, tak
         taken={f"exit{index}": [Timed(cost, 0, index)] * 4 for index, cost in enumerate(costs)}
         | {STREAM: [Timed(costs[index], 0, index) for index in taken]}
     )
-    assert close_latency(timings, works, stream=STREAM).ratio == pytest.approx(1, rel=1e-9)
+    assert close_latency(timings, works).ratio == pytest.approx(1, rel=1e-9)
