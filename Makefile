@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.edgekit-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint types imports check format browser clean
+.PHONY: help setup demo test slow lint types imports check format browser arm64 tensorrt clean
 
 help:      ## what can be made
-	@grep -E '^[a-z]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9]+: .*##|^[a-z]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: $(READY) ## a virtual environment in .venv with edgekit and all that its development needs
 
@@ -56,6 +56,12 @@ browser: ## Chromium for the report's browser tests (Debian; as root)
 	else \
 		echo "No Chromium here, and only root on Debian can install it this way: install chromium by hand." >&2; exit 1; \
 	fi
+
+arm64: $(READY) ## answers and decisions on an emulated ARM system (Debian; as root; an hour or so)
+	$(BIN)/python tests/arm64/prove.py
+
+tensorrt: $(READY) ## TensorRT's real bindings and builder, for its tests without a GPU; 660 MB in build/tensorrt
+	$(BIN)/python tests/tensorrt/prepare.py
 
 clean:     ## remove what was made; the environment stays
 	rm -rf build dist edgekit.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache .coverage htmlcov

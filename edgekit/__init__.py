@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgekit.interfaces import Meter, Runtime
     from edgekit.plan import Plan
     from edgekit.policy import Policy
+    from edgekit.precision import PrecisionReport
     from edgekit.profiles import Protocol
     from edgekit.records import Profile
     from edgekit.session import Session
@@ -54,6 +55,7 @@ __all__ = [
     "load",
     "profile",
     "propose",
+    "quantize",
     "train_exits",
 ]
 
@@ -231,6 +233,7 @@ def load(
     policy: Policy | str | None = None,
     force: bool = False,
     threads: int = 1,
+    precision: str = "float32",
     **options: Any,
 ) -> Session:
     """Open a bundle, ready to run. Needs no torch.
@@ -242,6 +245,7 @@ def load(
             every sample goes to the last exit.
         force: take a policy that is certified for other artifacts, without its certificate.
         threads: that the runtime may use.
+        precision: of the artifacts, as ``"int8"``: what :func:`quantize` wrote.
         **options: of the runtime.
 
     Returns:
@@ -255,7 +259,71 @@ def load(
     """
     from edgekit.session import Session
 
-    return Session.open(bundle, runtime=runtime, policy=policy, threads=threads, force=force, **options)
+    return Session.open(
+        bundle, runtime=runtime, policy=policy, threads=threads, precision=precision, force=force, **options
+    )
+
+
+def quantize(
+    bundle: Bundle | str | Path,
+    data: Data,
+    *,
+    precision: str = "int8",
+    target: str = "onnx",
+    policy: Policy | str | None = None,
+    max_drop: float | None = None,
+    calibrate_on: Literal["survivors", "all"] = "survivors",
+    keep_float: Sequence[str] = (),
+    seed: int = 0,
+    threads: int = 1,
+    progress: Progress = silent,
+) -> PrecisionReport:
+    """Write a bundle's stages once more in lower precision, and tell what that does to size, time and answers.
+
+    ``load(..., precision=precision)`` runs them. Thresholds and certificates are of artifacts: calibrate again.
+
+    Args:
+        bundle: open, or where it lies; a set of the same name in it is replaced.
+        data: as for :func:`calibrate`: half of the samples find the ranges, the other half measures.
+        precision: ``"int8"``, ``"int8-dynamic"`` or ``"float16"``.
+        target: whose float artifacts are taken.
+        policy: under which samples survive, or the name of a saved one; when not given the bundle's ``default``, or
+            else nobody leaves early.
+        max_drop: largest drop on the samples held out; the worst stages are kept in float until it holds.
+        calibrate_on: each stage on the samples that survive to it, or on all.
+        keep_float: names of stages to keep in float in any case.
+        seed: of the split.
+        threads: of the runtime that measures.
+        progress: told what is being done.
+
+    Raises:
+        InputError: no such precision, target or stage, or samples that do not fit the network.
+        DataError: the data cannot be read, or their classes are not the network's.
+        CalibrationError: too few samples.
+        LoweringError: a stage cannot be written, or there is nothing to lower.
+        PolicyError: no such policy, or one for another network.
+        BundleError: the bundle is damaged or cannot be written. Whatever is raised, it is as it was.
+    """
+    from contextlib import ExitStack
+
+    from edgekit.bundle import Bundle
+    from edgekit.exporters.quantize import quantize_bundle
+
+    with ExitStack() as stack:
+        opened = bundle if isinstance(bundle, Bundle) else stack.enter_context(Bundle.open(bundle))
+        return quantize_bundle(
+            opened,
+            _read(opened, data, progress),
+            precision=precision,
+            target=target,
+            policy=policy,
+            max_drop=max_drop,
+            calibrate_on=calibrate_on,
+            keep_float=keep_float,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
 
 
 def propose(
@@ -454,10 +522,15 @@ def profile(
 
 
 def _samples(session: Session, data: Data, progress: Progress) -> Dataset:
-    """``data`` for this session's network, read with its bundle's preprocessing."""
+    """``data`` for this session's network."""
+    return _read(session.bundle, data, progress)
+
+
+def _read(bundle: Bundle | None, data: Data, progress: Progress) -> Dataset:
+    """``data``, read with a bundle's preprocessing."""
     from edgekit.data import as_dataset
 
-    manifest = session.bundle.manifest if session.bundle is not None else None
+    manifest = bundle.manifest if bundle is not None else None
     return as_dataset(
         data,
         preprocess=manifest.preprocess if manifest is not None else None,

@@ -4,6 +4,7 @@
 
     manifest.json                 plan, tensor contracts, digest and size of every file, versions that made it
     stages/<target>/<stage>.*     one artifact per stage and target
+    stages/<set>-<digest>/...     one more set, as "onnx-int8"; it may share files of the target's own
     golden/golden.npz             inputs, and the eager model's logits of every exit
     policies/<name>-<digest>.json thresholds with their provenance
     proposals/<name>-<digest>.json policies proposed for testing
@@ -19,7 +20,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.artifacts import FLOAT, precision_of
 from edgekit.certificate import Proposal, to_mapping
 from edgekit.errors import BundleError, CalibrationError, PolicyError
 from edgekit.manifest import MANIFEST, FileEntry, Manifest, encode_manifest, lies_inside, read_manifest
@@ -107,9 +109,13 @@ class Bundle:
         try:
             name = self.manifest.artifacts[target][stage]
         except KeyError:
+            precision = precision_of(target)
+            remedy = f"export again with targets=('{target}',)"
+            if precision != FLOAT:
+                remedy = f"run edgekit quantize --precision {precision}"
             raise BundleError(
                 f"{self.path}: holds no '{target}' artifact of stage '{stage}' "
-                f"(targets: {', '.join(self.targets) or 'none'}); export again with targets=('{target}',)"
+                f"(targets: {', '.join(self.targets) or 'none'}); {remedy}"
             ) from None
         for file in self._files_of(name):
             self._verify(file)
@@ -120,10 +126,23 @@ class Bundle:
         artifacts = self.manifest.artifacts.get(target, {}).values()
         return {file: self.manifest.files[file].sha256 for name in artifacts for file in self._files_of(name)}
 
+    def artifact_bytes(self, target: str, stage: str | None = None) -> int:
+        """Size of one stage's files, or of all of a target's; files that two targets share count for each."""
+        artifacts = self.manifest.artifacts[target]
+        chosen = artifacts.values() if stage is None else (artifacts[stage],)
+        files = {file for name in chosen for file in self._files_of(name)}
+        return sum(self.manifest.files[file].size_bytes for file in files)
+
     def _files_of(self, artifact: str) -> list[str]:
         """An artifact and what lies beside it under the same name: variants of its graph, its weights."""
-        stem = str(PurePosixPath(artifact).with_suffix(""))
-        return [name for name in self.manifest.files if name.startswith((f"{stem}.", f"{stem}-"))]
+        stem = _stem(artifact)
+        stems = {_stem(name) for stages in self.manifest.artifacts.values() for name in stages.values()}
+        others = tuple(f"{name}{end}" for name in stems if name.startswith((f"{stem}.", f"{stem}-")) for end in ".-")
+        return [
+            name
+            for name in self.manifest.files
+            if name.startswith((f"{stem}.", f"{stem}-")) and not name.startswith(others)
+        ]
 
     def verify(self) -> None:
         """Check the digest of every file. Raises :class:`BundleError` at the first that changed."""
@@ -201,16 +220,69 @@ class Bundle:
         files[file] = FileEntry(digest, len(content))
         manifest = msgspec.structs.replace(before, files=files, **{kind: {**saved, name: file}})
         try:
-            self._replace_manifest(manifest, before=before, added=(file, content))
+            self._replace_manifest(manifest, before=before, add=lambda: _write_aside(self._folder / file, content))
         except OSError as error:
             reason = error.strerror or error
             raise BundleError(f"{self.path}: {kind} '{name}' cannot be written ({reason})") from error
 
-    def _replace_manifest(self, manifest: Manifest, *, before: Manifest, added: tuple[str, bytes]) -> None:
-        """Write a file, then the manifest that lists it: the moment from which it counts. Then tidy up."""
-        name, content = added
+    def add_artifacts(
+        self,
+        name: str,
+        folder: Path,
+        artifacts: Mapping[str, str],
+        *,
+        shared: Mapping[str, str] | None = None,
+        parity: Any = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        """Add a set of artifacts, or replace the one of the same name; a crash leaves the old or the new, never half.
+
+        Args:
+            name: of the set, as ``"onnx-int8"``.
+            folder: what was written; all its files are copied. Not read when ``artifacts`` is empty.
+            artifacts: for each stage written, the name of its file in the folder.
+            shared: for each stage that was not, the set whose files it shares.
+            parity: what was found when it was compared with the float stages.
+            versions: of the libraries that wrote it.
+
+        Raises:
+            BundleError: a stage has no artifact, or the set cannot be written.
+        """
+        before = read_manifest(self._folder, self.path)
+        written = _entries(folder) if artifacts else {}
+        digest = hashlib.sha256(msgspec.json.encode(written, order="sorted")).hexdigest()
+        home = f"stages/{name}-{digest[:12]}"
+        found = {stage: f"{home}/{file}" for stage, file in artifacts.items()}
+        found |= {stage: before.artifacts[other][stage] for stage, other in (shared or {}).items()}
+        missing = [stage.name for stage in before.plan.stages if stage.name not in found]
+        if missing:
+            raise BundleError(f"{self.path}: the set '{name}' has no artifact of stage '{missing[0]}'; write all")
+        sets = {**before.artifacts, name: found}
+        homes = {_parent(path) for other, stages in sets.items() for path in stages.values() if other != name}
+        gone = {_parent(path) for path in before.artifacts.get(name, {}).values()} - homes - {home}
+        files = {path: each for path, each in before.files.items() if _parent(path) not in gone}
+        manifest = msgspec.structs.replace(
+            before,
+            artifacts=sets,
+            files={**files, **{f"{home}/{file}": each for file, each in written.items()}},
+            parity={**before.parity, name: parity} if parity is not None else before.parity,
+            versions={**before.versions, **(versions or {})},
+        )
+        is_new = any(f"{home}/{file}" not in before.files for file in written)
         try:
-            _write_aside(self._folder / name, content)
+            add = (lambda: _copy_aside(folder, self._folder / home)) if is_new else (lambda: None)
+            self._replace_manifest(manifest, before=before, add=add)
+        except OSError as error:
+            raise BundleError(f"{self.path}: set '{name}' cannot be written ({error.strerror or error})") from error
+        finally:
+            for path in (*gone, home):
+                if not any(_parent(file) == path for file in self.manifest.files):
+                    shutil.rmtree(self._folder / path, ignore_errors=True)
+
+    def _replace_manifest(self, manifest: Manifest, *, before: Manifest, add: Callable[[], None]) -> None:
+        """Add files, then write the manifest that lists them: the moment from which they count. Then tidy up."""
+        try:
+            add()
             _write_aside(self._folder / MANIFEST, encode_manifest(manifest))
             if self._unpacked is not None:
                 _pack(self._folder, self.path, manifest)
@@ -318,6 +390,37 @@ class BundleWriter:
         manifest = msgspec.structs.replace(self._manifest, files=files, created=created)
         (self.folder / MANIFEST).write_bytes(encode_manifest(manifest))
         return manifest
+
+
+def _stem(artifact: str) -> str:
+    return str(PurePosixPath(artifact).with_suffix(""))
+
+
+def _parent(file: str) -> str:
+    return str(PurePosixPath(file).parent)
+
+
+def _entries(folder: Path) -> dict[str, FileEntry]:
+    """Digest and size of a folder's files, by name."""
+    return {
+        path.name: FileEntry(_digest(path), path.stat().st_size) for path in sorted(folder.iterdir()) if path.is_file()
+    }
+
+
+def _copy_aside(folder: Path, path: Path) -> None:
+    """Copy a folder's files to ``path``, which is there with all of them or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        aside.chmod(0o755)
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                _write_aside(aside / file.name, file.read_bytes())
+        if path.exists():  # left behind by a crash: nothing lists it
+            shutil.rmtree(path)
+        os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _digest(path: Path) -> str:

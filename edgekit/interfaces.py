@@ -20,7 +20,17 @@ from edgekit.tensors import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Buffer", "DeviceClock", "Meter", "OperatorTimer", "Reading", "Runtime", "StageRunner", "Target"]
+__all__ = [
+    "Buffer",
+    "DeviceClock",
+    "Meter",
+    "NodePlacement",
+    "OperatorTimer",
+    "Reading",
+    "Runtime",
+    "StageRunner",
+    "Target",
+]
 
 
 class Target(Protocol):
@@ -186,6 +196,15 @@ class OperatorTimer(Protocol):
 
     def operator_times(self) -> tuple[OperatorTime, ...]:
         """What was recorded since, stage by stage; ends the recording."""
+        ...
+
+
+@runtime_checkable
+class NodePlacement(Protocol):
+    """A runtime whose device may refuse nodes, which then run elsewhere."""
+
+    def nodes_elsewhere(self) -> Mapping[str, tuple[str, ...]] | None:
+        """Nodes that do not run where they were asked to, by stage; ``None`` when that cannot be told."""
         ...
 
 

@@ -96,7 +96,8 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
             fewer than three windows.
         high_j: upper end.
         net_j: gross less idle power times latency; ``None`` without an idle baseline.
-        net_low_j: lower end of its interval, in which idle power lies between the baselines before and after.
+        net_low_j: lower end of its interval, in which idle power lies between the baselines before and after, what the
+            sensor leaves open in those included.
         net_high_j: upper end.
         slope_j: joules for each further inference, from windows of N, 2N and 3N; ``None`` where that was not asked.
         method: ``"counter"``, ``"integrated"`` (samples of power) or ``"replay"``.

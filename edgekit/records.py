@@ -53,7 +53,8 @@ class ExitProfile(msgspec.Struct, frozen=True, kw_only=True):
         device_ns: the same inferences on the device's own clock; empty where the runtime has none.
         device: their summary.
         added_s: median latency from the exit before to this one.
-        added_j: gross energy likewise: of the stages between, their heads included; ``None`` where not measured.
+        added_j: gross energy likewise: of the stages between, their heads included; ``None`` where not measured. Of
+            means over the windows, where ``energy`` is of medians.
     """
 
     name: str
@@ -123,7 +124,8 @@ class PacedProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         rate_hz: inferences begun each second.
-        latency_ns: raw, from when the sample was there to the answer; the first one included.
+        latency_ns: raw, from when the sample was there to the answer; the first one included. With a meter, while it
+            was read.
         latency: their summary.
         late: inferences that began after their time, because the one before was not ready.
         energy: gross, for one inference with the idling up to the next one; never net.
@@ -164,7 +166,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         warnings: what makes the figures less certain, in words.
         scripted: ``None`` when everything is real; else what was not (a fake runtime, a replayed meter).
         gates: how often each was open on the data, with the policy; empty where the network has none.
-        complete: whether everything that the protocol asks for was measured; a run that was stopped can be resumed.
+        complete: whether everything that the protocol asks for was measured; a run that was stopped can be resumed, as
+            can one whose meter failed.
         checks: the protocol's rules; see :attr:`valid`.
         paths: forced through gates; empty where the network has none.
         paced: the stream at fixed rates, where the protocol asks for it.
@@ -287,4 +290,5 @@ def _from_schema_1(found: Any) -> Any:
         energy = part.get("energy") if isinstance(part, dict) else None
         if isinstance(energy, dict):
             energy["method"] = energy.pop("quantity", "")
+    found["schema"] = PROFILE_SCHEMA
     return found

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit import plugins
+from edgekit.artifacts import FLOAT, artifact_set
 from edgekit.bundle import Bundle
+from edgekit.engines import EngineBuilder, Instead, built_or_instead, engines_beside
 from edgekit.errors import EdgekitError, InputError, PluginError
 from edgekit.interfaces import Runtime
 from edgekit.many_rows import Answers, ManyRows
@@ -67,6 +69,8 @@ class Session:
         artifacts: each stage's file, by name; empty for a runtime that opens none.
         policy: when to leave; ``None`` runs everything to the last exit.
         bundle: what the plan came from, for those who want to know.
+        target: name of the bundle's set of artifacts that these are; the runtime's own when ``None``.
+        instead: why this is another runtime than was asked for.
 
     Raises:
         BundleError: an artifact that is not the stage's.
@@ -82,9 +86,13 @@ class Session:
         *,
         policy: Policy | None = None,
         bundle: Bundle | None = None,
+        target: str | None = None,
+        instead: Instead | None = None,
     ) -> None:
         self._plan = plan
+        self._instead = instead
         self._runtime = runtime
+        self._target = runtime.target if target is None else target
         self._artifacts = dict(artifacts)
         self._bundle = bundle
         self._policy = policy or Policy.never(len(plan.exits))
@@ -113,6 +121,7 @@ class Session:
         runtime: str | Runtime = "onnxruntime",
         policy: Policy | str | None = None,
         threads: int = 1,
+        precision: str = FLOAT,
         force: bool = False,
         **options: Any,
     ) -> Session:
@@ -123,6 +132,7 @@ class Session:
             runtime: its registered name, or one that is ready; a ready one is not closed with the session.
             policy: one, or the name of a saved one; ``None`` takes the bundle's ``default``, or else never exits early.
             threads: for a runtime given by name.
+            precision: of the artifacts, as ``"int8"``; what ``edgekit quantize`` wrote.
             force: take a policy that is certified for other artifacts, without its certificate.
             **options: further options for a runtime given by name.
 
@@ -146,14 +156,38 @@ class Session:
                 policy = "default"
             if isinstance(policy, str):
                 policy = bundle.policy(policy)
+            target, artifacts = _artifacts(bundle, made, precision)
+            instead = None
+            if isinstance(made, EngineBuilder):
+                made.keep_engines(engines_beside(bundle.path))
+                if made.fallback is not None:
+                    made, instead = built_or_instead(made, bundle.plan.stages, artifacts, threads=threads)
+            if instead is not None:
+                stack.callback(made.close)
+                target, artifacts = _artifacts(bundle, made, precision)
             if policy is not None and force:
-                policy = policy.without_promise(bundle.artifact_digests(made.target))
-            names = [stage.name for stage in bundle.plan.stages] if made.target else []
-            artifacts = {name: bundle.artifact(made.target, name) for name in names}
-            session = cls(bundle.plan, made, artifacts, policy=policy, bundle=bundle)
+                policy = policy.without_promise(bundle.artifact_digests(target))
+            session = cls(bundle.plan, made, artifacts, policy=policy, bundle=bundle, target=target, instead=instead)
             stack.push(session._stack.pop_all())
             session._stack = stack.pop_all()
         return session
+
+    def again(self, runtime: Runtime | None = None, *, policy: Policy | None = None) -> Session:
+        """The same artifacts opened once more, by another runtime of the same target or policy.
+
+        Raises:
+            BundleError: the runtime does not take them.
+            PolicyError: the policy is for another network, or certified for other artifacts.
+        """
+        return Session(
+            self._plan,
+            runtime or self._runtime,
+            self._artifacts,
+            policy=policy or self._policy,
+            bundle=self._bundle,
+            target=self._target,
+            instead=self._instead,
+        )
 
     def __enter__(self) -> Session:
         return self
@@ -194,6 +228,17 @@ class Session:
         return self._artifacts
 
     @property
+    def target(self) -> str:
+        """Name of the bundle's set of artifacts that it runs, as ``"onnx"`` or ``"onnx-int8"``; ``""`` for none."""
+        return self._target
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """What the runtime says of itself, and which set of artifacts it runs: what measurements are made of."""
+        instead = {} if self._instead is None else {"instead_of": msgspec.to_builtins(self._instead)}
+        return {**self._runtime.describe(), "artifacts": self._target, **instead}
+
+    @property
     def load_s(self) -> float:
         """Seconds that opening and binding the stages took."""
         return self._load_s
@@ -211,7 +256,7 @@ class Session:
         """
         policy.require_fits(self._plan)
         if self._bundle is not None:
-            policy.require_tested(self._bundle.artifact_digests(self._runtime.target))
+            policy.require_tested(self._bundle.artifact_digests(self._target))
         self._require_open()
         self._policy = policy
         self._slots.use(policy)
@@ -410,3 +455,10 @@ def _joined(results: Sequence[Result]) -> Result:
         np.concatenate([result.score for result in results]),
         {name: sum(result.executed[name] for result in results) for name in results[0].executed},
     )
+
+
+def _artifacts(bundle: Bundle, runtime: Runtime, precision: str) -> tuple[str, dict[str, Path]]:
+    """Name of the set that a runtime runs, and each stage's file in it; none for a runtime that opens none."""
+    target = artifact_set(runtime.target, precision)
+    names = [stage.name for stage in bundle.plan.stages] if target else []
+    return target, {name: bundle.artifact(target, name) for name in names}

@@ -144,7 +144,9 @@ def _pool_globally(graph: ir.Graph) -> None:
         operator, settings = ("Identity", None) if kept else ("Flatten", {"axis": 1})
         shaped = ir.node(operator, pooled.outputs, attributes=settings)
         graph.insert_before(node, shaped)
-        name = node.outputs[0].name
+        made = node.outputs[0]
+        shaped.outputs[0].type, shaped.outputs[0].shape = made.type, made.shape  # an output of the file must have them
+        name = made.name
         ir.convenience.replace_all_uses_with(node.outputs, shaped.outputs, replace_graph_outputs=True)
         node.outputs[0].name, shaped.outputs[0].name = f"{name}.mean", name
         graph.remove(node, safe=True)

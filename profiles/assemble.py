@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.data import Dataset
 from edgekit.environment import Environment
-from edgekit.interfaces import Meter
+from edgekit.interfaces import Meter, NodePlacement, Runtime
 from edgekit.measured import Check, Closure, Energy, Interval, LatencySummary, PowerTrace
 from edgekit.policy import Policy
 from edgekit.profiles.answers import BATCH_ROWS, Answers
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Assembler", "as_read"]
 
 OPEN = "all gates open"
+NOT_METERED = (
+    "windows are taken with all gates open and with all closed, not with each closed alone; "
+    "'saved_s' says what closing it saves in latency"
+)
 MOST_POWER = 50_000
 """Points of power over time that a file keeps."""
 
@@ -83,16 +87,16 @@ class Assembler:
         """
         session, manifest = self.session, self.session.bundle.manifest if self.session.bundle is not None else None
         summaries = {work.name: summarize(found.timings.host_ns(work.name), seed=self.seed) for work in self.works}
-        energies = {work.name: self._energy(work.name, found) for work in self.works}
+        energies = {work.name: self._energy(work, found) for work in self.works}
         closure = close_latency(found.timings, self.works)
         energy_closure = self._close_energy(found, energies)
-        scripted = self._scripted()
+        scripted = self._scripted(found)
         return Profile(
             created=self.created,
             network=manifest.name if manifest is not None else "",
             plan=session.plan.fingerprint,
-            artifacts=session.bundle.artifact_digests(session.runtime.target) if session.bundle is not None else {},
-            runtime=as_read(session.runtime.describe()),
+            artifacts=session.bundle.artifact_digests(session.target) if session.bundle is not None else {},
+            runtime=as_read(session.running),
             policy=as_read(self.policy.to_mapping()),
             data=self.data.source,
             data_sha256=self.data.sha256,
@@ -113,6 +117,7 @@ class Assembler:
                 *machine_warnings(self.before, after),
                 *latency_warnings(summaries),
                 *_answer_warnings(found.timings, found.answers, samples=len(self.data)),
+                *_placement_warnings(session.runtime),
                 *_other_warnings(found),
             ),
             scripted=scripted,
@@ -131,10 +136,12 @@ class Assembler:
             power=_power(found),
         )
 
-    def _energy(self, name: str, found: Measured) -> Energy:
+    def _energy(self, work: Workload, found: Measured) -> Energy:
         if found.facts is None:
             return Energy(reason=found.no_energy)
-        energy = energy_of(name, found.windows, found.facts)
+        if not work.metered:
+            return Energy(reason=NOT_METERED)
+        energy = energy_of(work.name, found.windows, found.facts)
         if energy.gross_j is None and found.no_energy:
             return msgspec.structs.replace(energy, reason=found.no_energy)
         return energy
@@ -238,11 +245,10 @@ class Assembler:
         left = np.zeros(len(each_j))
         for window in streamed:
             left[: len(window.exits)] += window.exits
-        return Closure(
-            quantity="energy",
-            predicted=float(left @ np.array(each_j, dtype=np.float64) / left.sum()),
-            measured=measured_j,
-        )
+        predicted_j = float(left @ np.array(each_j, dtype=np.float64) / left.sum())
+        if predicted_j <= 0:  # a sensor that is stuck at nothing explains nothing
+            return None
+        return Closure(quantity="energy", predicted=predicted_j, measured=measured_j)
 
     def _checks(
         self, found: Measured, closure: Closure, energy_closure: Closure | None, *, after: Environment, done: bool
@@ -263,14 +269,14 @@ class Assembler:
             )
         return tuple(checks)
 
-    def _scripted(self) -> str | None:
+    def _scripted(self, found: Measured) -> str | None:
         """What was not real."""
         runtime = self.session.runtime.describe()
         parts = []
         if runtime.get("scripted"):
             parts.append(f"the runtime '{runtime.get('name', self.session.runtime.name)}' is scripted")
-        if self.meter is not None and self.meter.facts().replay:
-            parts.append(f"the meter '{self.meter.name}' plays a recording")
+        if found.facts is not None and found.facts.replay:
+            parts.append(f"the meter '{found.facts.name}' plays a recording")
         return "; ".join(parts) or None
 
     def _settings(self, found: Measured) -> dict[str, Any]:
@@ -306,6 +312,19 @@ def _power(found: Measured) -> PowerTrace:
         times_s=tuple(round(float(value), 6) for value in found.power.times_s[::step]),
         power_w=tuple(float(f"{value:.6g}") for value in found.power.values[::step]),
     )
+
+
+def _placement_warnings(runtime: Runtime) -> Iterator[str]:
+    """Nodes that run elsewhere than was asked for."""
+    if not isinstance(runtime, NodePlacement):
+        return
+    elsewhere = runtime.nodes_elsewhere()
+    if elsewhere is None:
+        yield "which nodes the provider took cannot be told here; some may have run on the CPU"
+    elif elsewhere:
+        count = sum(map(len, elsewhere.values()))
+        listed = "; ".join(f"{stage}: {', '.join(nodes)}" for stage, nodes in elsewhere.items())
+        yield f"{count} nodes did not run where they were asked to: {listed}"
 
 
 def _answer_warnings(timings: Timings, answers: Answers | None, *, samples: int) -> Iterator[str]:

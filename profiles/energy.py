@@ -25,7 +25,7 @@ __all__ = [
     "energy_of",
     "idle_w",
     "intercept_slope",
-    "window_length",
+    "long_enough",
 ]
 
 IDLE = "idle"
@@ -41,9 +41,13 @@ Inference = Callable[[], int]
 """Runs one inference and returns the index of the exit where it left."""
 
 
-def window_length(facts: MeterFacts, protocol: Protocol) -> float:
-    """Seconds: the protocol's, or as long as :data:`ENOUGH_UPDATES` of the sensor take."""
-    return max(protocol.energy_window_s, ENOUGH_UPDATES * (facts.update_interval_s or 0.0))
+def long_enough(seconds: float, facts: MeterFacts) -> float:
+    """Seconds of a window: what is asked for, or as long as :data:`ENOUGH_UPDATES` of the sensor take.
+
+    Two updates more, because either end may be as old as the last one.
+    """
+    update_s = facts.update_interval_s or 0.0
+    return max(seconds, ENOUGH_UPDATES * update_s) + 2 * update_s
 
 
 @dataclass(kw_only=True)
@@ -58,7 +62,9 @@ class EnergyWindows:
         clock: nanoseconds, the meter's.
         sleep: seconds of doing nothing.
         temperature: hottest part of the device in °C, when anything tells.
+        start_c: what that was when the measurement began.
         progress: told after every window.
+        renewed: called before every window of work, for other inputs.
         kept: called after every window, when nothing is being measured.
         windows: taken so far.
         costs: latency while the meter is read over that without, for each window.
@@ -72,10 +78,11 @@ class EnergyWindows:
     sleep: Callable[[float], None]
     temperature: Callable[[], float | None]
     progress: Progress
+    renewed: Callable[[], None] = lambda: None
     kept: Callable[[], None] = lambda: None
+    start_c: float | None = None
     windows: list[Window] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
-    _start_c: float | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Idle, windows in random order, those of the slope, idle; what was taken before is not taken again.
@@ -83,9 +90,8 @@ class EnergyWindows:
         Raises:
             MeasurementError: the meter cannot be read any more.
         """
-        self._start_c = self.temperature()
         names = Counter(window.name for window in self.windows if window.kind not in ("slope", "idle"))
-        sloped = {window.name for window in self.windows if window.kind == "slope"}
+        sloped = Counter(window.name for window in self.windows if window.kind == "slope")
         turns = [
             (work, 1)
             for number in range(self.protocol.energy_windows)
@@ -93,7 +99,7 @@ class EnergyWindows:
             if names[work.name] <= number
         ]
         if self.protocol.slope:
-            turns += [(work, times) for times in (2, 3) for work in self._shuffled() if work.name not in sloped]
+            turns += [(work, times) for times in (2, 3) for work in self._shuffled() if sloped[work.name] < times - 1]
         self.idle()
         for done, (work, times) in enumerate(turns, start=1):
             self.window(work, times=times)
@@ -107,13 +113,14 @@ class EnergyWindows:
             return
         self.progress("measure idle power", 0, 1)
         start_s = self.recorder.take()
-        self.sleep(self.protocol.idle_s)
+        self.sleep(long_enough(self.protocol.idle_s, self.recorder.facts))
         self._keep(IDLE, "idle", start_s, [], Counter())
 
     def window(self, work: Workload, *, times: int = 1) -> None:
         """Repeat an inference for the protocol's time, or ``times`` as often as in the first window of its kind."""
+        self.renewed()
         self._cool_down()
-        run, length_s = self.works[work], window_length(self.recorder.facts, self.protocol)
+        run, length_s = self.works[work], long_enough(self.protocol.energy_window_s, self.recorder.facts)
         with self.recorder.paused():
             alone_ns, _ = self._repeat(run, CONTROL_SHARE * length_s, 0)
         first = next((each for each in self.windows if each.name == work.name and each.kind == work.kind), None)
@@ -172,7 +179,7 @@ class EnergyWindows:
         end_ns = self.clock() + int(self.protocol.cooldown_s * 1e9)
         while self.clock() < end_ns:
             now_c = self.temperature()
-            if self._start_c is not None and now_c is not None and now_c <= self._start_c + 1:
+            if self.start_c is not None and now_c is not None and now_c <= self.start_c + 1:
                 return
             self.sleep(min(0.5, self.protocol.cooldown_s))
 
@@ -182,12 +189,21 @@ def idle_w(windows: Sequence[Window]) -> tuple[float, ...]:
     return tuple(each.energy_j / (each.stop_s - each.start_s) for each in windows if each.kind == IDLE)
 
 
+def _idle_ends_w(windows: Sequence[Window]) -> tuple[float, float]:
+    """Least and most that idle power may have been in the idle windows."""
+    idle = [each for each in windows if each.kind == IDLE]
+    lows, highs = (
+        [(each.energy_j + sign * each.bound_j) / (each.stop_s - each.start_s) for each in idle] for sign in (-1, 1)
+    )
+    return min(lows), max(highs)
+
+
 def energy_of(name: str, windows: Sequence[Window], facts: MeterFacts) -> Energy:
     """Joules of one inference: the median over its windows.
 
     The interval has two parts that are added: the scatter of the windows, by Student's t for their mean and widened to
     a median, and what the sensor leaves open in one of them. Net energy is less idle power over the same time, which
-    lies somewhere between the baselines.
+    lies somewhere between the baselines, what the sensor leaves open in those included.
 
     Args:
         name: of the workload.
@@ -201,14 +217,14 @@ def energy_of(name: str, windows: Sequence[Window], facts: MeterFacts) -> Energy
         return msgspec.structs.replace(unknown, reason=reason)
     each_j = [window.energy_j / window.inferences for window in mine]
     middle = sorted(mine, key=lambda window: window.energy_j / window.inferences)[(len(mine) - 1) // 2]
-    gross_j = middle.energy_j / middle.inferences
+    gross_j = median(each_j)
     each_s = (middle.stop_s - middle.start_s) / middle.inferences
     half_j = None
     if len(mine) > 2:
         bound_j = median(window.bound_j / window.inferences for window in mine)
         half_j = MEDIAN_COST * _t(len(mine) - 1) * float(np.std(each_j, ddof=1)) / len(mine) ** 0.5 + bound_j
     idle = idle_w(windows)
-    least, most = (min(idle) * each_s, max(idle) * each_s) if idle else (None, None)
+    least, most = (each_w * each_s for each_w in _idle_ends_w(windows)) if idle else (None, None)
     return msgspec.structs.replace(
         unknown,
         gross_j=gross_j,
@@ -241,7 +257,8 @@ def intercept_slope(name: str, windows: Sequence[Window]) -> tuple[float | None,
 def difference(after: str, before: str | None, windows: Sequence[Window]) -> Interval | None:
     """Joules of one inference of a workload less those of another; ``None`` with fewer than three windows of either.
 
-    Welch's interval for the difference of means, and the sensor's bounds of both.
+    Welch's interval for the difference of means, and the sensor's bounds of both. Means, of which that interval speaks:
+    the difference of the medians of :func:`energy_of` is near, and not the same.
 
     Args:
         after: name of the workload.

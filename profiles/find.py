@@ -44,6 +44,8 @@ def find_meter(
                 continue
         except EdgekitError as error:
             reason = str(error)
+        except Exception as error:  # whatever a plugin raises is its reason; the others may measure
+            reason = f"broken plugin: {type(error).__name__}: {error}"
         reasons[name] = reason
     if found:
         return min(found, key=lambda each: each[0])[1], ""

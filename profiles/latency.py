@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -88,14 +89,17 @@ class _Turns:
         self.device = runtime if isinstance(runtime, DeviceClock) else None
         exits = len(self.session.plan.exits)
         self.turns = [work for work in self.works for _ in range(exits if work.kind == "stream" else 1)]
-        self.begin_pass()
+        self.begin_pass(())
 
-    def begin_pass(self) -> None:
-        """Let the stream see every sample again."""
-        self._passes = self._samples()
+    def begin_pass(self, taken: Sequence[Timed]) -> None:
+        """Let the stream see every sample again, after those that it has seen less often than others."""
+        self._passes = self._samples(Counter(each.sample for each in taken))
 
-    def _samples(self) -> Iterator[int]:
-        """Every sample in random order, again and again."""
+    def _samples(self, seen: Counter[int]) -> Iterator[int]:
+        """Every sample in random order, again and again; what an earlier part left of its pass comes first."""
+        order = self.rng.permutation(len(self.data)).tolist()
+        least = min(seen[sample] for sample in order)
+        yield from (sample for sample in order if seen[sample] == least)
         while True:
             yield from self.rng.permutation(len(self.data)).tolist()
 
@@ -152,8 +156,9 @@ def measure_latency(
     """
     turns = _Turns(session, data, works, rng, clock)
     with collector_off():
-        timings.steady = _warm_up(turns, protocol, progress)
-        turns.begin_pass()
+        # An earlier part that never became steady stays so.
+        timings.steady = _warm_up(turns, protocol, progress) and timings.steady is not False
+        turns.begin_pass(timings.taken[STREAM])
         before_s, start, told = timings.seconds, clock(), -1
         while True:
             done = _done_percent(timings, protocol, samples=len(data))

@@ -31,7 +31,8 @@ class NvmlMeter(PolledMeter):
     The chip of a Jetson answers as a card that supports neither; see :mod:`edgekit.profiles.jetson`.
 
     Args:
-        gpu: index as ``nvidia-smi`` counts, which ``CUDA_VISIBLE_DEVICES`` does not change.
+        gpu: index as ``nvidia-smi`` counts, which ``CUDA_VISIBLE_DEVICES`` does not change. Not needed where there is
+            one card; of several, nobody tells which the network runs on, as CUDA may count them in another order.
         root: unused; the driver speaks for this machine alone.
         clock: nanoseconds, as ``time.perf_counter_ns``.
     """
@@ -39,10 +40,10 @@ class NvmlMeter(PolledMeter):
     name = "nvml"
 
     def __init__(
-        self, *, gpu: int = 0, root: Path = Path("/"), clock: Callable[[], int] = time.perf_counter_ns
+        self, *, gpu: int | None = None, root: Path = Path("/"), clock: Callable[[], int] = time.perf_counter_ns
     ) -> None:
         super().__init__(root=root, clock=clock)
-        self._gpu = gpu
+        self._wanted, self._gpu = gpu, gpu or 0
         self._library: ModuleType | None = None
         self._handle: Any = None
         self._counts = True
@@ -104,7 +105,7 @@ class NvmlMeter(PolledMeter):
 
         Raises:
             MissingExtraError: the library is not installed.
-            MeasurementError: there is no driver, or no such card.
+            MeasurementError: there is no driver, no such card, or it is not clear which.
         """
         library: Any = require("pynvml", extra="nvml", purpose="Reading an NVIDIA card's energy")
         try:
@@ -112,12 +113,18 @@ class NvmlMeter(PolledMeter):
         except library.NVMLError as error:
             raise MeasurementError(f"no NVIDIA driver answers ({error}); install it, or give another meter") from error
         try:
-            return library, library.nvmlDeviceGetHandleByIndex(self._gpu)
+            cards = library.nvmlDeviceGetCount() if self._wanted is None else 1
+            if cards <= 1:
+                return library, library.nvmlDeviceGetHandleByIndex(self._gpu)
         except library.NVMLError as error:
             library.nvmlShutdown()
             raise MeasurementError(
                 f"GPU {self._gpu} cannot be opened ({error}); nvidia-smi -L lists those there are: NvmlMeter(gpu=0)"
             ) from error
+        library.nvmlShutdown()
+        raise MeasurementError(
+            f"there are {cards} cards; give the one that the network runs on, as nvidia-smi -L counts: NvmlMeter(gpu=0)"
+        )
 
     @contextmanager
     def _session(self) -> Iterator[tuple[Any, Any]]:

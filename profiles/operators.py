@@ -47,7 +47,7 @@ def time_operators(
     try:
         if not isinstance(timing, OperatorTimer):
             raise MeasurementError(f"runtime '{name}' gives one to time operators that does not tell them; mend it")
-        with Session(session.plan, timing, session.artifacts, policy=session.policy, bundle=session.bundle) as again:
+        with session.again(timing) as again:
             last, ways = len(session.plan.exits) - 1, every_stage(session.plan)
             for done in range(WARM_UP_RUNS + runs):
                 sample = int(rng.integers(len(data)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgekit.measured import Energy, Window
 from edgekit.profiles.energy import Inference
 from edgekit.profiles.recorder import Recorder
+from edgekit.profiles.system import collector_off
 from edgekit.progress import Progress
 from edgekit.records import PacedProfile
 from edgekit.stats import summarize
@@ -44,7 +45,7 @@ def measure_paced(
     sleep: Callable[[float], None],
     progress: Progress,
 ) -> Paced:
-    """Begin an inference every ``1 / rate_hz`` seconds for as long.
+    """Begin an inference every ``1 / rate_hz`` seconds for as long; the garbage collector is off.
 
     The time of an inference that could not begin in time, because the one before was not ready, counts from when its
     sample was there.
@@ -64,20 +65,21 @@ def measure_paced(
     count, period_ns = max(2, round(seconds * rate_hz)), 1e9 / rate_hz
     taken_ns: list[int] = []
     late = 0
-    start_s = recorder.take() if recorder is not None else 0.0
-    first_ns = clock()
-    for number in range(count):
-        due_ns = first_ns + round(number * period_ns)
-        if number % max(1, count // 50) == 0:
-            progress(f"measure at {rate_hz:g} Hz", number, count)
-        was_late = clock() > due_ns and number > 0
-        if not was_late:
-            sleep(max(0, due_ns - clock()) * 1e-9)
-        begin_ns = due_ns if was_late else clock()
-        run()
-        taken_ns.append(clock() - begin_ns)
-        late += was_late
-    sleep(max(0, first_ns + round(count * period_ns) - clock()) * 1e-9)
+    with collector_off():
+        start_s = recorder.take() if recorder is not None else 0.0
+        first_ns = clock()
+        for number in range(count):
+            due_ns = first_ns + round(number * period_ns)
+            if number % max(1, count // 50) == 0:
+                progress(f"measure at {rate_hz:g} Hz", number, count)
+            was_late = clock() > due_ns and number > 0
+            if not was_late:
+                sleep(max(0, due_ns - clock()) * 1e-9)
+            begin_ns = due_ns if was_late else clock()
+            run()
+            taken_ns.append(clock() - begin_ns)
+            late += was_late
+        sleep(max(0, first_ns + round(count * period_ns) - clock()) * 1e-9)
     window = None
     if recorder is not None:
         stop_s = recorder.take()

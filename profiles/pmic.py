@@ -16,8 +16,8 @@ from edgekit.tree import Runner, UnreadableError, run_command
 __all__ = ["PmicMeter"]
 
 COMMAND = ("vcgencmd", "pmic_read_adc")
-UPDATE_S = 0.1
-"""How often to ask: every answer costs a process, and others ask at 10 Hz (zeus pull request 274)."""
+UPDATE_S = 0.2
+"""It is asked twice in this time: an answer costs a process, and others ask at 10 Hz (zeus pull request 274)."""
 LINE = re.compile(r"\s*(\w+)_([AV]) (?:current|volt)\(\d+\)=([0-9.]+)[AV]\s*")
 """As ``VDD_CORE_A current(7)=0.87A`` and ``VDD_CORE_V volt(15)=0.72V``."""
 WITH_PMIC = re.compile(r"raspberry pi (?:5|500|compute module 5)\b")

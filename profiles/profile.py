@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +19,19 @@ from edgekit.interfaces import Meter
 from edgekit.policy import Policy
 from edgekit.profiles.answers import check_answers, require_usable
 from edgekit.profiles.assemble import Assembler, as_read
-from edgekit.profiles.energy import EnergyWindows, Inference
+from edgekit.profiles.energy import EnergyWindows, Inference, long_enough
 from edgekit.profiles.find import find_meter
+from edgekit.profiles.inputs import Inputs
 from edgekit.profiles.integrate import Series, power_of
 from edgekit.profiles.latency import Timings, measure_latency
 from edgekit.profiles.operators import time_operators
 from edgekit.profiles.paced import Paced, measure_paced
 from edgekit.profiles.protocol import Protocol, ProtocolName, as_protocol
-from edgekit.profiles.raw import Measured, require_same, resumed
+from edgekit.profiles.raw import Measured, require_same, require_same_meter, resumed
 from edgekit.profiles.recorder import Recorder, Repeat, in_background
 from edgekit.profiles.stages import measure_stages
 from edgekit.profiles.system import hottest_c, peak_rss_bytes, steady_rss_bytes
-from edgekit.profiles.workloads import Workload, workloads
+from edgekit.profiles.workloads import STREAM, Workload, workloads
 from edgekit.progress import Progress, silent
 from edgekit.records import Profile
 
@@ -40,12 +40,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ProfileStopped", "profile"]
 
-POOL_BYTES = 64 << 20
-POOL_SAMPLES = 1024
-"""Inputs made ready before an energy window, so that their preprocessing is in nobody's energy."""
 KEEP_EVERY_S = 60.0
 """How often whoever asks is given what there is, so that a dead battery does not take all of it."""
 OPERATOR_RUNS = 50
+SAME_STATE = (
+    "host", "system", "processor", "cores", "affinity", "governors", "frequency_limits_hz", "boost", "power_mode",
+)  # fmt: skip
+"""What of the machine must be as it was for a measurement to go on."""
 
 
 class ProfileStopped(KeyboardInterrupt):
@@ -115,10 +116,8 @@ def profile(
     found = Measured(timings=Timings.nothing(works)) if resume is None else resumed(resume, works)
     meter, found.no_energy = _usable_meter(meter, session, protocol=settings, root=root, clock=clock)
     found.facts = meter.facts() if meter is not None else None
-    if resume is not None and resume.meter not in (None, found.facts):
-        raise MeasurementError(
-            f"the measurement cannot be resumed: meter '{resume.meter.name}' was used; give it again"
-        )
+    if resume is not None:
+        require_same_meter(resume, found.facts)
     run = _Run(
         found=found,
         assembler=Assembler(
@@ -175,6 +174,7 @@ class _Run:
         self.protocol, self.works = self.assembler.protocol, self.assembler.works
         self._kept_ns = self.clock()
         self._zero_ns = self._kept_ns - int(self.found.zero_s * 1e9)
+        self._inputs: Inputs | None = None
 
     def all(self) -> None:
         """Everything that is not there yet."""
@@ -221,9 +221,8 @@ class _Run:
 
     def _energy(self, meter: Meter) -> None:
         """Windows, then paced streams, while the meter is read; one that fails becomes the reason."""
-        found, inferences = self.found, self._inferences()
-        measured = {work: inferences[work] for work in self.works if not work.name.startswith("without ")}
-        earlier = found.power
+        found, earlier = self.found, self.found.power
+        measured = {work: self._inference(work) for work in self.works if work.metered}
         try:
             with Recorder(meter, zero_ns=self._zero_ns, repeat=self.repeat) as recorder:
                 try:
@@ -235,7 +234,9 @@ class _Run:
                         clock=self.clock,
                         sleep=self.sleep,
                         temperature=lambda: hottest_c(root=self.root),
+                        start_c=max((self.assembler.before.temperatures_c or {}).values(), default=None),
                         progress=self.progress,
+                        renewed=self._ready().renew,
                         kept=lambda: self._offer(every_s=KEEP_EVERY_S),
                         windows=found.windows,
                         costs=found.costs,
@@ -252,7 +253,7 @@ class _Run:
 
     def _paced(self, recorder: Recorder | None) -> None:
         """The stream at each rate that was not measured yet."""
-        run = self._inferences()[self.works[-1]]
+        run = self._inference(self.works[-1])
         for rate_hz in self.protocol.paced_hz:
             if all(each.rate_hz != rate_hz for each in self.found.paced):
                 paced = self._at_rate(run, rate_hz, recorder)
@@ -261,24 +262,29 @@ class _Run:
                     self.found.windows.append(paced.window)
 
     def _at_rate(self, run: Inference, rate_hz: float, recorder: Recorder | None) -> Paced:
+        seconds = self.protocol.paced_s
+        self._ready().renew()
         return measure_paced(
-            run, rate_hz=rate_hz, seconds=self.protocol.paced_s, recorder=recorder,
-            clock=self.clock, sleep=self.sleep, progress=self.progress,
-        )  # fmt: skip
+            run,
+            rate_hz=rate_hz,
+            seconds=seconds if recorder is None else long_enough(seconds, recorder.facts),
+            recorder=recorder,
+            clock=self.clock,
+            sleep=self.sleep,
+            progress=self.progress,
+        )
 
-    def _inferences(self) -> Mapping[Workload, Inference]:
-        """What runs each workload once, on inputs made ready before."""
-        sample_bytes = max(1, self.data.batch(slice(0, 1)).nbytes)
-        size = min(len(self.data), POOL_SAMPLES, max(1, POOL_BYTES // sample_bytes))
-        rows = np.sort(self.rng.choice(len(self.data), size=size, replace=False))
-        inputs = cycle([self.data.batch(slice(row, row + 1)) for row in rows.tolist()])
-        run = self.session.run
+    def _ready(self) -> Inputs:
+        """Inputs of windows and rates, whose exits are those of the timed stream."""
+        if self._inputs is None:
+            exits = {each.sample: each.exit for each in self.found.timings.taken[STREAM]}
+            self._inputs = Inputs(self.data, exits, rng=self.rng)
+        return self._inputs
 
-        def inference(work: Workload) -> Inference:
-            gates = work.gates or None
-            return lambda: int(run(next(inputs), exit=work.exit, gates=gates).exit[0])
-
-        return {work: inference(work) for work in self.works}
+    def _inference(self, work: Workload) -> Inference:
+        """What runs a workload once."""
+        inputs, run, gates = self._ready(), self.session.run, work.gates or None
+        return lambda: int(run(next(inputs), exit=work.exit, gates=gates).exit[0])
 
 
 @contextmanager
@@ -306,7 +312,7 @@ def _usable_meter(
         return None, "the protocol measures no energy; give it an energy_window_s"
     if meter is None:
         told = session.runtime.describe()
-        device = f"{told.get('device', '')} {told.get('provider', '')}".lower()
+        device = f"{told.get('name', '')} {told.get('device', '')} {told.get('provider', '')}".lower()
         return find_meter(root=root, clock=clock, on_gpu="cuda" in device or "tensorrt" in device)
     reason = meter.unavailable()
     if reason is not None:
@@ -317,15 +323,16 @@ def _usable_meter(
 def _require_resumable(
     earlier: Profile, session: Session, data: Dataset, policy: Policy, protocol: Protocol, now: Environment
 ) -> None:
-    artifacts = session.bundle.artifact_digests(session.runtime.target) if session.bundle is not None else {}
+    artifacts = session.bundle.artifact_digests(session.target) if session.bundle is not None else {}
     same: dict[str, Any] = {
         "plan": session.plan.fingerprint,
         "artifacts": artifacts,
-        "runtime": as_read(session.runtime.describe()),
+        "runtime": as_read(session.running),
         "policy": as_read(policy.to_mapping()),
         "data_sha256": data.sha256,
         "settings.protocol": as_read(asdict(protocol)),
-        "before.host": now.host,
-        "before.processor": now.processor,
     }
+    same |= {f"before.{name}": getattr(now, name) for name in SAME_STATE}
+    told = earlier.before.versions  # which libraries are loaded is no difference
+    same |= {f"before.versions.{name}": version for name, version in now.versions.items() if name in told}
     require_same(earlier, same)

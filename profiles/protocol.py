@@ -31,7 +31,7 @@ class Protocol:
         closure: how far the stream's mean may be from what its exits explain, as a share.
         stages_s: of inferences that are taken apart, stage by stage; 0 for none.
         paced_hz: rates at which the stream is run as well.
-        paced_s: how long, at each.
+        paced_s: how long, at each; longer where a meter's 100 updates take longer, as for windows and idle baselines.
         energy_window_s: repeats of one exit between two readings (MLPerf Tiny: 10 s); 0 for no energy.
         energy_windows: how many windows for each exit, the median reported (MLPerf Tiny: 5).
         slope: whether windows of twice and three times as many repeats follow, whose slope must agree.

@@ -22,6 +22,8 @@ COUNTER_STEPS = 2**32 - 1
 MOST_W = 1000.0
 """No socket and none's memory uses more: twice the thermal design power of the largest. Where the firmware sets no
 limit, the zone's files speak of thousands of watts."""
+LATE_S = 0.1
+"""How old a counter's value may be: some updates of a millisecond, and as long as the reader may be held up."""
 
 
 @dataclass
@@ -51,8 +53,9 @@ class RaplMeter(PolledMeter):
     covers the platform, packages included, and is left out. The figures are of the whole socket, not of this process.
 
     A counter starts again at ``max_energy_range_uj``, after minutes at full load; one restart between two readings is
-    found and made up for, to within one counter step. Two cannot be told from one, nor one from none when the counter
-    has passed its last value, so readings must not lie farther apart than the zone's highest power needs for its range.
+    found and made up for, to within one counter step, unless the zone cannot have used as much: then it was reset, an
+    error. Two cannot be told from one, nor one from none when the counter has passed its last value, so readings
+    must not lie farther apart than the zone's highest power needs for its range.
 
     Args:
         root: the folder that stands for ``/``.
@@ -131,8 +134,15 @@ class RaplMeter(PolledMeter):
                 "again"
             )
         step_uj = now_uj - counter.last_uj
+        if step_uj < 0:
+            step_uj += counter.range_uj
+            if step_uj * 1e-6 > counter.most_w * (gap_s + LATE_S):
+                raise MeasurementError(
+                    f"rapl: the counter of {counter.zone.name} went back from {counter.last_uj} to {now_uj} µJ, and "
+                    f"{counter.most_w:g} W cannot take it past its range in {gap_s:.2f} s: it was reset; measure again"
+                )
         counter.last_uj, counter.last_ns = now_uj, now_ns
-        return step_uj if step_uj >= 0 else step_uj + counter.range_uj
+        return step_uj
 
     def _zones(self) -> list[Path]:
         """Zones that are added up."""

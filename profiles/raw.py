@@ -17,7 +17,12 @@ from edgekit.profiles.paced import Paced
 from edgekit.profiles.workloads import STREAM, Workload
 from edgekit.records import Profile
 
-__all__ = ["Measured", "require_same", "resumed"]
+__all__ = ["Measured", "require_same", "require_same_meter", "resumed"]
+
+TO_THE_END = "meter-to-the-end"
+"""The rule that is broken where a meter failed and another part can measure what it left."""
+SAME_METER = ("name", "quantity", "scope", "covers", "parts", "replay")
+"""What makes a meter the same one. Steps may be told by the voltage of the moment."""
 
 
 @dataclass(kw_only=True)
@@ -66,16 +71,18 @@ class Measured:
 
 
 def resumed(profile: Profile, works: Sequence[Workload]) -> Measured:
-    """What a stopped measurement has, to be added to.
+    """What a measurement has that was stopped, or whose meter failed, to be added to.
+
+    Rates that the meter left without energy are measured again.
 
     Args:
         profile: as it was saved.
         works: of the same plan.
 
     Raises:
-        MeasurementError: it is complete, or its raw samples are not those of the plan.
+        MeasurementError: nothing is left to measure, or its raw samples are not those of the plan.
     """
-    if profile.complete:
+    if profile.complete and TO_THE_END not in [check.rule for check in profile.broken]:
         raise MeasurementError(f"the profile of {profile.created} is complete; there is nothing to resume")
     timings = Timings.nothing(works)
     raw: dict[str, Any] = {each.name: each for each in profile.exits}
@@ -114,6 +121,7 @@ def resumed(profile: Profile, works: Sequence[Workload]) -> Measured:
                 failure=each.energy.reason or "",
             )
             for each in profile.paced
+            if profile.meter is None or f"stream at {each.rate_hz:g} Hz" in paced_windows
         ],
         parts=profile.settings.get("parts", 1) + 1,
         zero_s=max(ends) + 1.0,
@@ -138,6 +146,21 @@ def require_same(profile: Profile, now: Mapping[str, Any]) -> None:
             raise MeasurementError(
                 f"the measurement cannot be resumed: {name} was {_short(before)} and is {_short(value)}; measure anew"
             )
+
+
+def require_same_meter(profile: Profile, now: MeterFacts | None) -> None:
+    """Refuse to add to energy that another meter measured.
+
+    Args:
+        profile: the earlier part.
+        now: facts of the meter; ``None`` without one.
+
+    Raises:
+        MeasurementError: the earlier part's is another one.
+    """
+    before = profile.meter
+    if before is not None and any(getattr(before, name) != getattr(now, name, None) for name in SAME_METER):
+        raise MeasurementError(f"the measurement cannot be resumed: meter '{before.name}' was used; give it again")
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,10 @@ from pathlib import Path
 from edgekit.errors import MeasurementError
 from edgekit.measured import MeterFacts
 
-__all__ = ["PolledMeter", "Reading", "SensorMeter"]
+__all__ = ["LEAST", "PolledMeter", "Reading", "SensorMeter"]
+
+LEAST = -0.1
+"""Watts or joules. Nothing gives power back; a sensor's offset may say a little less than nothing."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class SensorMeter(ABC):
         if not self._is_open:
             raise MeasurementError(f"{self.name}: read before open; call open() first")
         reading = self._take()
-        if not (math.isfinite(reading.value) and reading.value >= 0):
+        if not (math.isfinite(reading.value) and reading.value > LEAST):
             raise MeasurementError(
                 f"{self.name}: the sensor says {reading.value:g}, which cannot be; it is broken, absent or wired the "
                 "wrong way round, so use another meter"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import numpy as np
 
 from edgekit.errors import MeasurementError
 from edgekit.interfaces import Meter
 from edgekit.profiles.integrate import Joules, Series, joules
+from edgekit.profiles.reading import LEAST
 
 __all__ = ["Recorder", "Repeat", "in_background"]
 
@@ -18,8 +19,6 @@ FASTEST_S = 0.01
 """Between two readings on average: a sensor on a slow bus takes a millisecond or more of a core for each."""
 USUAL_S = 0.05
 """Where the sensor does not tell how often it is new, or is a counter that nothing is lost of in between."""
-LEAST_W = -0.5
-"""Nothing gives power back; a sensor's offset may say a little less than nothing."""
 MOST_W = 100_000.0
 """No edge device uses more; what says so is a sentinel or a broken sensor."""
 
@@ -64,7 +63,8 @@ class Recorder:
 
     def __init__(self, meter: Meter, *, zero_ns: int, repeat: Repeat = in_background) -> None:
         self.meter = meter
-        self.facts = meter.facts()
+        with self._own_errors():
+            self.facts = meter.facts()
         self._zero_ns = zero_ns
         self._repeat = repeat
         self._lock = threading.Lock()
@@ -75,7 +75,8 @@ class Recorder:
         self._repeating: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Recorder:
-        self.meter.open()
+        with self._own_errors():
+            self.meter.open()
         try:
             self.take()
             self._repeating = self._repeat(self._take_if_running, self.every_s)
@@ -90,7 +91,8 @@ class Recorder:
             if self._repeating is not None:
                 self._repeating.__exit__(None, None, None)
         finally:
-            self.meter.close()
+            with self._own_errors():
+                self.meter.close()
 
     @property
     def every_s(self) -> float:
@@ -109,7 +111,8 @@ class Recorder:
             if self._failure is not None:
                 raise self._failure
             try:
-                reading = self.meter.read()
+                with self._own_errors():
+                    reading = self.meter.read()
                 self._require_possible(reading.value)
             except MeasurementError as error:
                 self._failure = error
@@ -145,15 +148,21 @@ class Recorder:
     def _take_if_running(self) -> None:
         if self._paused or self._failure is not None:
             return
-        try:
+        with suppress(MeasurementError):  # kept, and raised to whoever takes the next reading
             self.take()
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Whatever a plugin raises as what a meter may raise: it must neither end the measurement nor the thread."""
+        try:
+            yield
         except MeasurementError:
-            return  # kept, and raised to whoever takes the next reading
-        except Exception as error:  # a plugin's own, which must not end the thread unseen
-            self._failure = MeasurementError(f"{self.facts.name}: failed ({type(error).__name__}: {error})")
+            raise
+        except Exception as error:
+            raise MeasurementError(f"{self.meter.name}: failed ({type(error).__name__}: {error})") from error
 
     def _require_possible(self, value: float) -> None:
-        if self.facts.quantity == "power" and not LEAST_W < value < MOST_W:  # NaN is not either
+        if self.facts.quantity == "power" and not LEAST < value < MOST_W:  # NaN is not either
             raise MeasurementError(
                 f"{self.facts.name}: says {value:g} W, which cannot be: it is broken, absent or wired in reverse"
             )

@@ -104,7 +104,7 @@ def _never_leaving(session: Session) -> Session:
     """The network opened once more, by a policy of the same score under which no exit but the last decides."""
     never = (np.inf,) * (len(session.plan.exits) - 1)
     policy = msgspec.structs.replace(session.policy, thresholds=never, name="never-exit", provenance=None)
-    return Session(session.plan, session.runtime, session.artifacts, policy=policy, bundle=session.bundle)
+    return session.again(policy=policy)
 
 
 def _done_percent(lasted_s: float, rounds: int, *, seconds: float) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgekit.errors import MeasurementError
 from edgekit.plan import Exit, Gate, Plan, Run, Step
 
 __all__ = ["STREAM", "Workload", "path_macs", "workloads"]
@@ -31,11 +32,19 @@ class Workload:
     exit: int | None = None
     gates: Mapping[str, bool] = field(default_factory=dict, hash=False)
 
+    @property
+    def metered(self) -> bool:
+        """Whether windows of energy are taken of it: not where one gate is closed alone, which would take too long."""
+        return len(set(self.gates.values())) < 2
+
 
 def workloads(plan: Plan) -> tuple[Workload, ...]:
     """Exits in order, then paths through gates to the last exit, then the stream.
 
     Of a network with gates: all open, all closed, and each closed alone, so that what it guards is the difference.
+
+    Raises:
+        MeasurementError: an exit is called like something else that is measured.
     """
     exits = [Workload(name=step.name, kind="exit", exit=index) for index, step in enumerate(plan.exits)]
     last, names = len(plan.exits) - 1, [gate.name for gate in plan.gates]
@@ -45,6 +54,11 @@ def workloads(plan: Plan) -> tuple[Workload, ...]:
         ways = {"all gates open": opened, "all gates closed": dict.fromkeys(names, False)}
         if 1 < len(names) <= MOST_GATES:
             ways |= {f"without {name}": opened | {name: False} for name in names}
+    clashing = [work.name for work in exits if work.name in {STREAM, *ways} or work.name.startswith(f"{STREAM} at ")]
+    if clashing:
+        raise MeasurementError(
+            f"an exit is called '{clashing[0]}', as something else that is measured; rename it and export again"
+        )
     paths = [Workload(name=name, kind="path", exit=last, gates=gates) for name, gates in ways.items()]
     return (*exits, *paths, Workload(name=STREAM, kind="stream"))
 

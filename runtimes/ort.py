@@ -10,19 +10,33 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from edgekit.bundle import variant
 from edgekit.errors import BundleError, MeasurementError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.measured import OperatorTime
-from edgekit.plan import SCORES, Stage
+from edgekit.plan import Stage
+from edgekit.runtimes.cuda import Cuda, DeviceBuffer, load_cuda
 from edgekit.runtimes.host import HostBuffer
 from edgekit.runtimes.operators import operator_times
+from edgekit.runtimes.ort_providers import (
+    CPU,
+    NO_CPU,
+    ON_CUDA,
+    RECORD,
+    Assigned,
+    assigned,
+    options_text,
+    provider_name,
+)
+from edgekit.runtimes.variants import serving, variants
 from edgekit.tensors import TensorSpec
 
 __all__ = ["OrtRuntime"]
 
 
+ROW_BY_ROW = "edgekit.row_by_row"
+"""Property of a file whose batches must run row by row. See :mod:`edgekit.exporters.quantize_onnx`."""
 _OWN_OPTIONS = {"session.force_spinning_stop": "1", "session.use_env_allocators": "1"}
 """Threads of a stage that has ended must not keep spinning on the cores that the next stage's threads need. All stages
 work in one arena, whose memory the last stage has left warm, instead of one each."""
@@ -37,7 +51,11 @@ class OrtRuntime:
 
     Args:
         threads: that compute inside an operator.
-        provider: execution provider, as ``"CPUExecutionProvider"``.
+        provider: execution provider, as ``"cuda"`` or ``"CUDAExecutionProvider"``.
+        provider_options: of the provider, by its own names, as ``{"device_id": 0}``.
+        device_memory: with ``"cuda"`` and ``"tensorrt"``, keep tensors on the GPU between stages, by cuda-python;
+            ``False`` passes them through the host.
+        fallback: let the CPU take nodes that the provider cannot; :meth:`describe` tells which. ``False`` refuses them.
         row_by_row: run a batch one row at a time inside each stage; ``None`` means with more than one thread. With
             one thread, convolutions, matrix products and softmax gave the same bits at every batch size;
             sums and means over unaligned rows did not, and a network whose scores hang on those wants ``True``.
@@ -46,7 +64,7 @@ class OrtRuntime:
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        PluginError: the provider or an option does not exist here.
+        PluginError: the provider or an option does not exist here, or the provider's libraries do not load.
     """
 
     name = "onnxruntime"
@@ -56,20 +74,30 @@ class OrtRuntime:
         self,
         *,
         threads: int = 1,
-        provider: str = "CPUExecutionProvider",
+        provider: str = CPU,
+        provider_options: Mapping[str, Any] | None = None,
+        device_memory: bool = True,
+        fallback: bool = True,
         row_by_row: bool | None = None,
         session_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.ort = require("onnxruntime", extra="ort", purpose="Running on ONNX Runtime")
-        if provider not in self.ort.get_available_providers():
-            raise PluginError(
-                f"runtime 'onnxruntime': no provider '{provider}' here "
-                f"(available: {', '.join(self.ort.get_available_providers())})"
-            )
         self._threads = threads
-        self._provider = provider
+        self._provider = provider_name(provider, self.ort.get_available_providers())
+        self._provider_options = options_text(provider_options)
+        self._fallback = fallback
+        self.cuda: Cuda | None = None
+        if self._provider in ON_CUDA and device_memory:
+            cudart = load_cuda("Keeping ONNX Runtime's tensors on the GPU")
+            self.cuda = Cuda(cudart, device=int(self._provider_options.get("device_id", "0")))
+            # On one stream, what a stage writes is there before the next reads it or rows of it are copied.
+            stream = {"has_user_compute_stream": "1", "user_compute_stream": str(self.cuda.stream)}
+            self._provider_options = stream | self._provider_options
+        self._assigned: dict[str, Assigned] = {}
         self.row_by_row = threads > 1 if row_by_row is None else row_by_row
         self._given = {**_OWN_OPTIONS, **(session_options or {})}
+        if self._provider != CPU:
+            self._given = {RECORD: "1", NO_CPU: str(int(not fallback)), **self._given}
         self._options = self._make_options()
         self._records: TemporaryDirectory[str] | None = None
         self._recording: list[tuple[str, Any]] = []
@@ -118,7 +146,9 @@ class OrtRuntime:
             self._options.enable_profiling = True
             self._options.profile_file_prefix = str(Path(self._records.name) / f"{len(self._recording)}")
         try:
-            session = self.ort.InferenceSession(str(file), self._options, providers=[self._provider])
+            session = self.ort.InferenceSession(
+                str(file), self._options, providers=[(self._provider, self._provider_options)]
+            )
         except Exception as error:  # ONNX Runtime's exceptions have no common base below Exception
             raise BundleError(
                 f"{file}: stage '{stage.name}' does not open in ONNX Runtime ({_one_line(error)}); export again"
@@ -126,10 +156,11 @@ class OrtRuntime:
         if self._records is not None:
             self._recording.append((stage.name, session))
         if session.get_providers()[0] != self._provider:
-            raise BundleError(
-                f"{file}: stage '{stage.name}' fell back from {self._provider} to {session.get_providers()[0]}; "
-                "check the provider's libraries"
+            raise PluginError(
+                f"{file}: stage '{stage.name}' fell back from {self._provider} to {session.get_providers()[0]}: "
+                "the provider's libraries do not load, and ONNX Runtime's own lines above say which"
             )
+        self._note_assigned(stage.name, session)
         for kind, names, found in (
             ("input", stage.inputs, session.get_inputs()),
             ("output", outputs, session.get_outputs()),
@@ -142,9 +173,9 @@ class OrtRuntime:
                 )
         return session
 
-    def allocate(self, spec: TensorSpec, rows: int) -> HostBuffer:
-        """Host memory, which every stage binds."""
-        return HostBuffer(spec, rows)
+    def allocate(self, spec: TensorSpec, rows: int) -> Buffer:
+        """Memory that every stage binds: the host's, or the GPU's where the provider computes there."""
+        return HostBuffer(spec, rows) if self.cuda is None else DeviceBuffer(self.cuda, spec, rows)
 
     def describe(self) -> dict[str, Any]:
         """Name, version, provider, threads and options."""
@@ -152,10 +183,29 @@ class OrtRuntime:
             "name": self.name,
             "version": self.ort.__version__,
             "provider": self._provider,
+            "provider_options": {k: v for k, v in self._provider_options.items() if k != "user_compute_stream"},
+            "tensors": "host" if self.cuda is None else f"CUDA device {self.cuda.device}, {self.cuda.name}",
             "threads": self._threads,
             "row_by_row": self.row_by_row,
             "session_options": {name: str(value) for name, value in self._given.items()},
         }
+
+    def _note_assigned(self, stage: str, session: Any) -> None:
+        """Keep which nodes of a stage went to which provider; a stage's files count as one."""
+        found = assigned(session) if self._provider != CPU else None
+        for provider, nodes in (found or {}).items():
+            kept = self._assigned.setdefault(stage, {})
+            kept[provider] = tuple(dict.fromkeys((*kept.get(provider, ()), *nodes)))
+
+    def nodes_elsewhere(self) -> dict[str, tuple[str, ...]] | None:
+        """See :meth:`edgekit.interfaces.NodePlacement.nodes_elsewhere`. Of the files that are open by now."""
+        if self._provider != CPU and not self._assigned:
+            return None
+        found = {
+            stage: tuple(f"{node} on {name}" for name in nodes if name != self._provider for node in nodes[name])
+            for stage, nodes in self._assigned.items()
+        }
+        return {stage: nodes for stage, nodes in found.items() if nodes}
 
     def timing_operators(self) -> OrtRuntime:
         """A runtime with the same options in whose stages ONNX Runtime's profiler is on, until it is closed.
@@ -166,6 +216,9 @@ class OrtRuntime:
         made = OrtRuntime(
             threads=self._threads,
             provider=self._provider,
+            provider_options={k: v for k, v in self._provider_options.items() if "user_compute_stream" not in k},
+            device_memory=self.cuda is not None,
+            fallback=self._fallback,
             row_by_row=self.row_by_row,
             session_options=self._given,
         )
@@ -190,7 +243,9 @@ class OrtRuntime:
         return operator_times(calls)
 
     def close(self) -> None:
-        """Remove what was recorded. Holds nothing else: every stage has its own session."""
+        """Remove what was recorded, and give back the GPU's memory. Every stage has its own session."""
+        if self.cuda is not None:
+            self.cuda.close()
         while self._recording:
             self._recording.pop()[1].end_profiling()
         if self._records is not None:
@@ -207,7 +262,7 @@ class OrtRunner:
     def __init__(self, runtime: OrtRuntime, stage: Stage, artifact: Path) -> None:
         self._runtime = runtime
         self._stage = stage
-        self._variants = _variants(stage, artifact)
+        self._variants = variants(stage, artifact)
         self._sessions: dict[tuple[str, ...], Any] = {}
         if len(self._variants) == 1:
             self._session(stage.outputs)
@@ -219,7 +274,7 @@ class OrtRunner:
             BundleError: ONNX Runtime does not take the file, or it is not the stage's.
         """
         session = self._session(outputs)
-        if rows == 1 or self._stage.whole or not self._runtime.row_by_row:
+        if rows == 1 or self._stage.whole or not (self._runtime.row_by_row or _leans_on_batch(session)):
             return self._bind(session, buffers, slice(0, rows), outputs)
 
         def run() -> None:
@@ -231,11 +286,7 @@ class OrtRunner:
 
     def _session(self, outputs: Sequence[str]) -> Any:
         """An open session that computes these outputs: the smallest there is, or one that is open already."""
-        wanted = set(outputs)
-        serving = [made for made in self._variants if wanted.issubset(made)]
-        if not serving:
-            raise BundleError(f"stage '{self._stage.name}': no file computes {', '.join(outputs)} together")
-        chosen = next((made for made in serving if made in self._sessions), min(serving, key=len))
+        chosen = serving(self._stage, self._variants, outputs, opened=self._sessions)
         if chosen not in self._sessions:
             self._sessions[chosen] = self._runtime.session(self._stage, self._variants[chosen], chosen)
         return self._sessions[chosen]
@@ -244,6 +295,8 @@ class OrtRunner:
         self, session: Any, buffers: Mapping[str, Buffer], rows: slice, outputs: Sequence[str]
     ) -> Callable[[], None]:
         binding = session.io_binding()
+        if self._runtime.cuda is not None:
+            return self._bind_device(session, binding, buffers, rows, outputs)
         types = {item.name: item.type for item in (*session.get_inputs(), *session.get_outputs())}
         values = {name: self._value(buffers[name], rows, types[name]) for name in (*self._stage.inputs, *outputs)}
         for name in self._stage.inputs:
@@ -258,6 +311,24 @@ class OrtRunner:
             run = functools.partial(session.run_with_iobinding, binding, self._runtime.run_options)
         # Without them ONNX Runtime would write to freed memory.
         run.keep_alive = (session, binding, values)  # type: ignore[attr-defined]
+        return run
+
+    def _bind_device(
+        self, session: Any, binding: Any, buffers: Mapping[str, Buffer], rows: slice, outputs: Sequence[str]
+    ) -> Callable[[], None]:
+        """By addresses in the GPU's memory, so that any rows of a buffer can be bound."""
+        cuda = self._runtime.cuda
+        assert cuda is not None
+        count = rows.stop - rows.start
+        for names, bind in ((self._stage.inputs, binding.bind_input), (outputs, binding.bind_output)):
+            for name in names:
+                buffer = buffers[name]
+                assert isinstance(buffer, DeviceBuffer)
+                start = rows.start * buffer.row_bytes if buffer.spec.batched else 0
+                dtype, shape = np.dtype(buffer.spec.dtype), buffer.spec.concrete(count)
+                bind(name, "cuda", cuda.device, dtype, shape, buffer.address + start)
+        run = functools.partial(session.run_with_iobinding, binding, self._runtime.run_options)
+        run.keep_alive = (session, binding, dict(buffers))  # type: ignore[attr-defined]
         return run
 
     def _value(self, buffer: Buffer, rows: slice, expected: str) -> Any:
@@ -276,16 +347,9 @@ class OrtRunner:
         self._sessions.clear()
 
 
-def _variants(stage: Stage, artifact: Path) -> dict[tuple[str, ...], Path]:
-    """The stage's files by the outputs that they compute; a file with nothing beside it computes all."""
-    beside = {name: variant(artifact, name) for name in (*SCORES, "trunk")}
-    found = {name: file for name, file in beside.items() if stage.exit and file.is_file()}
-    if not found:
-        return {stage.outputs: artifact}
-    live, (logits, *scores) = stage.live, stage.head
-    outputs = {name: (*live, logits, score) for name, score in zip(SCORES, scores, strict=True)}
-    outputs["trunk"] = live
-    return {(*live, logits): artifact, **{outputs[name]: file for name, file in found.items()}}
+def _leans_on_batch(session: Any) -> bool:
+    """Whether a file says that a row's answer hangs on the rows beside it, as where ranges are found in use."""
+    return bool(session.get_modelmeta().custom_metadata_map.get(ROW_BY_ROW) == "1")
 
 
 class _Event(msgspec.Struct):

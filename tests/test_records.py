@@ -112,6 +112,7 @@ def test_a_file_of_the_first_schema_is_read(tmp_path):
     assert found.exits[0].energy == Energy(gross_j=0.1, method="counter", meter="rapl")
     assert found.complete
     assert found.valid
+    assert Profile.load(found.save(tmp_path / "new.json")) == found
 
 
 def test_a_broken_rule_makes_a_profile_invalid():

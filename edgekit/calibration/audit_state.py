@@ -73,7 +73,7 @@ def fresh_state(session: Session, settings: Settings, *, policy: Policy) -> Stat
         CalibrationError: a setting is out of range, or there is no threshold to adapt.
     """
     bundle = session.bundle
-    artifacts = bundle.artifact_digests(session.runtime.target) if bundle is not None else {}
+    artifacts = bundle.artifact_digests(session.target) if bundle is not None else {}
     epsilon = settings.epsilon
     adaptive = None
     if settings.gamma:

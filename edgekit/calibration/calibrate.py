@@ -346,7 +346,7 @@ def provenance_of(
         method=method,
         guarantee=guarantee,
         plan=session.plan.fingerprint,
-        artifacts=bundle.artifact_digests(session.runtime.target) if bundle is not None else {},
+        artifacts=bundle.artifact_digests(session.target) if bundle is not None else {},
         runtime=runtime_name(session),
         data=data.source,
         data_sha256=data.sha256,

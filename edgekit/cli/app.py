@@ -7,7 +7,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from edgekit.cli import calibrate, compare, doctor, export, inspect, output, profile, propose, report, run, zoo
+from edgekit.cli import (
+    build,
+    calibrate,
+    compare,
+    doctor,
+    export,
+    inspect,
+    output,
+    parity,
+    profile,
+    propose,
+    quantize,
+    report,
+    run,
+    zoo,
+)
 from edgekit.errors import EdgekitError
 
 __all__ = ["app", "main"]
@@ -44,6 +59,9 @@ app = typer.Typer(
 for name, verb in {
     "export": export,
     "inspect": inspect,
+    "parity": parity,
+    "quantize": quantize,
+    "build": build,
     "run": run,
     "propose": propose,
     "calibrate": calibrate,

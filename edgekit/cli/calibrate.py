@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edgekit.artifacts import FLOAT
 from edgekit.cli import options, output
 from edgekit.cli.propose import needed_samples
 from edgekit.errors import InputError
@@ -67,6 +68,7 @@ def command(
     html: Annotated[Path | None, typer.Option("--html", help="Write the threshold explorer, one HTML file.")] = None,
     runtime: options.Runtime = "onnxruntime",
     threads: options.Threads = 1,
+    precision: options.Precision = FLOAT,
     json: options.Json = False,
 ) -> None:
     """Choose when to leave: at least cost, with a certificate of what is lost at most, and save it in the bundle.
@@ -90,7 +92,7 @@ def command(
     options.find_users_code()
     with (
         output.Bars() as progress,
-        options.uncalibrated(bundle, runtime=runtime, threads=threads) as session,
+        options.uncalibrated(bundle, runtime=runtime, threads=threads, precision=precision) as session,
     ):
         asked = [(loss, drop), *more]
         if sure not in (None, 0, 1) and budget is None and not anytime and all(0 < most < 1 for _, most in asked):

@@ -12,7 +12,7 @@ from edgekit.records import Profile
 
 __all__ = ["EXAMPLE", "WORSE", "command"]
 
-EXAMPLE = "edgekit compare before.json after.json --tolerance 5%"
+EXAMPLE = "edgekit compare before.json after.json --tolerance 3%"
 WORSE = 3
 """Exit code when something got worse."""
 
@@ -20,8 +20,8 @@ WORSE = 3
 def command(
     profiles: Annotated[list[Path], typer.Argument(metavar="PROFILE PROFILE...", help="The first is the baseline.")],
     tolerance: Annotated[
-        str, typer.Option("--tolerance", help="What two runs on one machine may differ by, as 3% or 0.03.")
-    ] = "3%",
+        str, typer.Option("--tolerance", help="What two runs on one machine may differ by, as 5% or 0.05.")
+    ] = "5%",
     confidence: Annotated[
         str, typer.Option("--confidence", help="That all intervals hold at once, as 95% or 0.95.")
     ] = "95%",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -62,7 +62,7 @@ def facts(bundle: Bundle) -> dict[str, Any]:
         "schema": manifest.schema,
         "plan": plan.fingerprint,
         "size_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
-        "targets": {target: _target_bytes(bundle, target) for target in bundle.targets},
+        "targets": {target: bundle.artifact_bytes(target) for target in bundle.targets},
         "inputs": plan.inputs,
         "classes": manifest.classes or plan.classes,
         "preprocess": manifest.preprocess,
@@ -124,14 +124,6 @@ def _compared(plan: Plan, gate: Gate) -> str | None:
 def _reasons(bundle: Bundle) -> dict[str, str]:
     """Why each gate is one."""
     return {each["gate"]: each["reason"] for each in bundle.manifest.capture.get("decisions", ()) if each["gate"]}
-
-
-def _target_bytes(bundle: Bundle, target: str) -> int:
-    """Of all files beside a target's artifacts: shared weights and variants are part of them."""
-    folders = {PurePosixPath(name).parent for name in bundle.manifest.artifacts[target].values()}
-    return sum(
-        entry.size_bytes for path, entry in bundle.manifest.files.items() if PurePosixPath(path).parent in folders
-    )
 
 
 def draw(bundle: Bundle, console: Console) -> None:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from edgekit.artifacts import FLOAT
 from edgekit.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "Overwrite",
     "Packed",
     "PolicyName",
+    "Precision",
     "ProfilePath",
     "Runtime",
     "Targets",
@@ -37,6 +39,7 @@ __all__ = [
     "meter",
     "names",
     "numbers",
+    "runtime_options",
     "share",
     "uncalibrated",
 ]
@@ -66,7 +69,13 @@ PolicyName = Annotated[
     str | None,
     typer.Option("--policy", help="A saved policy. Without it: 'default' when there is one, else no early exit."),
 ]
-Runtime = Annotated[str, typer.Option("--runtime", help="What runs the stages; edgekit doctor lists them.")]
+Precision = Annotated[
+    str, typer.Option("--precision", help="Of the artifacts: float32, or what edgekit quantize wrote, as int8.")
+]
+Runtime = Annotated[
+    str,
+    typer.Option("--runtime", help="What runs the stages, as onnxruntime:provider=cuda; edgekit doctor lists them."),
+]
 Targets = Annotated[str, typer.Option("--target", help="Kinds of device to write for, separated by commas.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")]
 
@@ -115,7 +124,7 @@ def share(text: str, *, option: str) -> float:
 
 
 def meter(text: str | None) -> Meter | None:
-    """A meter by name, with options: ``replay:power.csv``, or ``ina:bus=1,address=0x40,shunt_ohms=0.1``.
+    """A meter by name, with options: ``replay:power.csv``, or ``ina:chip=ina226,bus=1,address=0x40,shunt_ohms=0.1``.
 
     Raises:
         PluginError: there is none of that name, or it does not take these options.
@@ -124,12 +133,30 @@ def meter(text: str | None) -> Meter | None:
         return None
     from edgekit import plugins
 
+    name, given = _named(text, alone="path")
+    made: Meter = plugins.create("meters", name, **given)
+    return made
+
+
+def runtime_options(text: str) -> dict[str, Any]:
+    """``onnxruntime:provider=cuda`` as the arguments of :func:`edgekit.load`: the name, and options of the runtime.
+
+    Raises:
+        InputError: an option has no value.
+    """
+    name, given = _named(text, alone="")
+    if "" in given:
+        raise InputError(f"--runtime {text}: options are name=value, as --runtime onnxruntime:provider=cuda")
+    return {"runtime": name, **given}
+
+
+def _named(text: str, *, alone: str) -> tuple[str, dict[str, int | float | str]]:
+    """``name:key=value,key=value``; a single value without a key has the key ``alone``."""
     name, _, rest = text.partition(":")
     pairs = [part.partition("=") for part in rest.split(",")] if rest else []
     if len(pairs) == 1 and not pairs[0][1]:
-        pairs = [("path", "=", rest)]
-    made: Meter = plugins.create("meters", name, **{key: _plain(value) for key, _, value in pairs})
-    return made
+        pairs = [(alone, "=", rest)]
+    return name, {key: _plain(value) for key, _, value in pairs}
 
 
 def _plain(text: str) -> int | float | str:
@@ -142,14 +169,16 @@ def _plain(text: str) -> int | float | str:
 
 
 @contextmanager
-def uncalibrated(path: Path, *, runtime: str, threads: int) -> Iterator[Session]:
+def uncalibrated(path: Path, *, runtime: str, threads: int, precision: str = FLOAT) -> Iterator[Session]:
     """A session that no saved policy can keep from opening, as one made for other artifacts."""
     import edgekit
     from edgekit.bundle import Bundle
 
     with Bundle.open(path) as bundle:
         never = edgekit.Policy.never(len(bundle.plan.exits))
-        with edgekit.load(bundle, runtime=runtime, threads=threads, policy=never) as session:
+        with edgekit.load(
+            bundle, **runtime_options(runtime), threads=threads, precision=precision, policy=never
+        ) as session:
             yield session
 
 

@@ -13,6 +13,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from edgekit.artifacts import FLOAT
 from edgekit.cli import options, output
 from edgekit.errors import MeasurementError
 from edgekit.records import Profile
@@ -53,6 +54,7 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the stopped measurement in the output.")] = False,
     runtime: options.Runtime = "onnxruntime",
     threads: options.Threads = 1,
+    precision: options.Precision = FLOAT,
     json: options.Json = False,
 ) -> None:
     """Measure latency, energy and memory of every exit and of the stream that the policy makes of the data."""
@@ -69,7 +71,14 @@ def command(
     try:
         with (
             output.Bars() as progress,
-            edgekit.load(bundle, runtime=runtime, policy=policy, force=force, threads=threads) as session,
+            edgekit.load(
+                bundle,
+                **options.runtime_options(runtime),
+                policy=policy,
+                force=force,
+                threads=threads,
+                precision=precision,
+            ) as session,
         ):
             profile = edgekit.profile(
                 session,
@@ -82,16 +91,25 @@ def command(
                 progress=progress,
             )
     except profiles.ProfileStopped as stopped:
-        stopped.profile.save(path)
+        _save(stopped.profile, path, json=json)
         raise KeyboardInterrupt(
             f"stopped; what there is lies in {path}, and the same command with --resume goes on"
         ) from stopped
+    _save(profile, path, json=json)
+    _show(profile, path, json=json, saved=True)
+
+
+def _save(profile: Profile, path: Path, *, json: bool) -> None:
+    """Save; where that fails, as on a full disk, show the figures, which would be lost.
+
+    Raises:
+        MeasurementError: it failed.
+    """
     try:
         profile.save(path)
     except MeasurementError:
         _show(profile, path, json=json, saved=False)
         raise
-    _show(profile, path, json=json, saved=True)
 
 
 def _keep(path: Path, found: Profile) -> None:
@@ -117,8 +135,10 @@ def _require_writable(path: Path) -> None:
     """Refuse before the measurement what could not be written after it.
 
     Raises:
-        MeasurementError: there is no such folder, or it is not ours.
+        MeasurementError: there is no such folder, it is not ours, or a folder lies where the file would.
     """
+    if path.is_dir():
+        raise MeasurementError(f"{path}: the profile could not be written (it is a folder); give a file as -o")
     aside = path.with_name(f".{path.name}.part")
     try:
         aside.touch()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from edgekit.artifacts import FLOAT
 from edgekit.certificate import Proposal, to_mapping
 from edgekit.cli import options, output
 from edgekit.records import Profile
@@ -37,6 +38,7 @@ def command(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")] = 0,
     runtime: options.Runtime = "onnxruntime",
     threads: options.Threads = 1,
+    precision: options.Precision = FLOAT,
     json: options.Json = False,
 ) -> None:
     """Find policies worth testing, on a server's validation samples, and save them in the bundle.
@@ -48,7 +50,10 @@ def command(
     drop = options.share(max_drop, option="--max-drop")
     measured = Profile.load(profile) if profile is not None else None
     options.find_users_code()
-    with output.Bars() as progress, options.uncalibrated(bundle, runtime=runtime, threads=threads) as session:
+    with (
+        output.Bars() as progress,
+        options.uncalibrated(bundle, runtime=runtime, threads=threads, precision=precision) as session,
+    ):
         proposal = edgekit.propose(
             session,
             data,

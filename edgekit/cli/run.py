@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.artifacts import FLOAT
 from edgekit.bundle import Bundle
 from edgekit.cli import options, output
 from edgekit.data import Dataset, as_dataset
@@ -47,6 +48,7 @@ def command(
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples at a time.")] = 64,
     runtime: options.Runtime = "onnxruntime",
     threads: options.Threads = 1,
+    precision: options.Precision = FLOAT,
     path: Annotated[Path | None, typer.Option("-o", "--output", help="CSV file to write: a line per sample.")] = None,
     audit: Annotated[
         str | None, typer.Option("--audit", help="Share of the samples that also run to the last exit: 1% or 0.01.")
@@ -84,7 +86,14 @@ def command(
     with (
         output.Bars() as progress,
         Bundle.open(bundle) as opened,
-        edgekit.load(opened, runtime=runtime, policy=policy, force=force, threads=threads) as session,
+        edgekit.load(
+            opened,
+            **options.runtime_options(runtime),
+            policy=policy,
+            force=force,
+            threads=threads,
+            precision=precision,
+        ) as session,
     ):
         names = opened.manifest.classes
         samples = as_dataset(data, preprocess=opened.manifest.preprocess, classes=names, progress=progress)

@@ -89,9 +89,10 @@ def _leaving(profile: Profile) -> str:
 def closure_text(closure: Closure) -> str:
     """Whether the parts explain the whole, in one line."""
     show = duration if closure.quantity == "latency" else energy
+    ratio = f"{closure.ratio:.3f}" if closure.predicted else "not known"
     return (
         f"measured stream {show(closure.measured)} / Σ share × {closure.quantity} of each exit "
-        f"{show(closure.predicted)} = {closure.ratio:.3f}"
+        f"{show(closure.predicted)} = {ratio}"
     )
 
 

@@ -14,9 +14,9 @@ from edgekit.measured import Energy, Interval, LatencySummary
 from edgekit.records import Profile
 from edgekit.report.sheets import rate_text
 from edgekit.report.tables import STREAM
-from edgekit.stats import independent_samples, quantile_draws
+from edgekit.stats import independent_samples, quantile_draws, quantile_interval
 
-__all__ = ["Figure", "Key", "figures", "ratio_interval"]
+__all__ = ["Figure", "Key", "figures", "has_lone_windows", "ratio_interval"]
 
 Key = tuple[str, str, str]
 """Part (``"exit"``, ``"stream"``, ``"path"``, ``"paced"``, ``"stage"``), its name, and the quantity."""
@@ -86,13 +86,16 @@ def _of(part: str, name: str, item: _Timed, accuracy: float | None = None) -> di
 
 
 def _figures(item: _Timed, accuracy: float | None, *, mixed: bool) -> Iterator[tuple[str, Figure]]:
-    """Of a stream, whose exits are far apart so that a quantile may jump from one to the next, the mean as well."""
+    """Of a stream, whose exits are far apart so that a quantile may jump from one to the next, the mean as well.
+
+    A percentile that has no interval in its own profile is left out.
+    """
     taken, latency = item.latency_ns, item.latency
     if mixed:
         ends = Interval(value=latency.mean_s, low=latency.mean_low_s, high=latency.mean_high_s)
         yield "mean", Figure(value=latency.mean_s, unit="s", interval=ends)
     yield "median", Figure(value=float(np.median(taken)) / 1e9, unit="s", samples=taken, accuracy=accuracy)
-    if latency.p90_s is not None:
+    if latency.p90_s is not None and quantile_interval(np.asarray(taken, np.float64), 0.9) is not None:
         yield "p90", Figure(value=float(np.quantile(taken, 0.9)) / 1e9, unit="s", level=0.9, samples=taken)
     spent = item.energy
     if spent.gross_j and spent.low_j is not None and spent.high_j is not None:
@@ -108,13 +111,20 @@ def _figures(item: _Timed, accuracy: float | None, *, mixed: bool) -> Iterator[t
         )
 
 
+def has_lone_windows(profile: Profile) -> bool:
+    """Whether it has energy of too few windows for an interval, which cannot be compared."""
+    spent = [*(item.energy for item in profile.exits), profile.stream.energy]
+    return any(each.gross_j is not None and each.low_j is None for each in spent)
+
+
 def ratio_interval(
     mine: Figure, theirs: Figure, *, confidence: float, usual: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Ends of the interval of ``theirs / mine``.
 
     Quantiles of raw samples are drawn for both, as many independent samples as a run is worth. Two intervals become
-    one by the method of variance estimates recovery, on logarithms (Zou and Donner, Stat. Med. 27, 2008).
+    one by the method of variance estimates recovery, on logarithms (Zou and Donner, Stat. Med. 27, 2008): an interval
+    that reaches down to zero leaves an end of theirs at zero or without bound.
 
     Args:
         mine: of the first profile.

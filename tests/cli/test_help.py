@@ -26,6 +26,7 @@ EVERY = verbs(get_command(app))
 def test_verbs_are_those_of_the_design():
     names = {" ".join(path) for path, _ in EVERY}
     single = {"export", "inspect", "run", "propose", "calibrate", "profile", "report", "compare", "doctor"}
+    single |= {"parity", "quantize", "build"}
     assert names == single | {"zoo list", "zoo train", "zoo export"}
 
 

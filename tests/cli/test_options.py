@@ -103,3 +103,14 @@ def test_meter_with_options(monkeypatch, tmp_path):
 def test_an_option_that_a_meter_does_not_take():
     with pytest.raises(PluginError, match="meter 'rapl' does not take these options"):
         options.meter("rapl:colour=red")
+
+
+def test_runtime_with_options():
+    assert options.runtime_options("litert") == {"runtime": "litert"}
+    assert options.runtime_options("onnxruntime:provider=cuda,row_by_row=1") == {
+        "runtime": "onnxruntime",
+        "provider": "cuda",
+        "row_by_row": 1,
+    }
+    with pytest.raises(InputError, match="name=value, as --runtime onnxruntime:provider=cuda"):
+        options.runtime_options("onnxruntime:cuda")

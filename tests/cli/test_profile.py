@@ -52,7 +52,14 @@ def test_a_folder_that_is_not_there_is_told_before_the_measurement(shell, given,
     assert "the profile could not be written (No such file or directory); give another -o" in line
 
 
-def test_a_disk_that_fills_up_shows_the_figures_all_the_same(shell, given, tmp_path, monkeypatch):
+def test_a_folder_instead_of_a_file_is_told_before_the_measurement(shell, given, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekit.profiles.profile", lambda *_, **__: pytest.fail("measured all the same"))
+    line = shell.fails(*given[:-1], tmp_path)
+    assert f"{tmp_path}: the profile could not be written (it is a folder); give a file as -o" in line
+
+
+def fill_up(monkeypatch):
+    """A disk that has no room for a profile."""
     write = Path.write_bytes
 
     def full(self, content):
@@ -61,6 +68,22 @@ def test_a_disk_that_fills_up_shows_the_figures_all_the_same(shell, given, tmp_p
         return write(self, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
+
+
+def test_stopped_on_a_full_disk_it_shows_what_there_is(shell, given, monkeypatch):
+    def stopping(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "trace", stopping)
+    fill_up(monkeypatch)
+    done = shell(*given)
+    assert done.exit_code == 1
+    assert "p.json: the profile cannot be written (No space left on device)" in done.stderr
+    assert "exit3" in done.stdout
+
+
+def test_a_disk_that_fills_up_shows_the_figures_all_the_same(shell, given, tmp_path, monkeypatch):
+    fill_up(monkeypatch)
     done = shell(*given)
     assert done.exit_code == 1
     assert "p.json: the profile cannot be written (No space left on device)" in done.stderr

@@ -76,7 +76,7 @@ def energy(windows=None, facts=COUNTER, *, series=CHANGING, costs=(1.001,), rati
 def test_energy_that_keeps_every_rule():
     checks = list(energy())
     assert [check.rule for check in checks] == [
-        "meter-to-the-end", "energy-window", "energy-updates", "energy-resolution", "no-holes", "sensor-alive",
+        "meter-to-the-end", "energy-window", "energy-resolution", "energy-updates", "no-holes", "sensor-alive",
         "energy-spread", "energy-slope", "idle-drift", "reading-costs-little", "energy-closure",
     ]  # fmt: skip
     assert all(check.passed and not check.advice for check in checks)
@@ -86,7 +86,11 @@ def test_energy_that_keeps_every_rule():
     ({"failure": "m: gone"}, "meter-to-the-end", "m: gone"),
     ({"windows": [*GOOD, window(seconds=5.0)]}, "energy-window", "lasted 5 s; 10 s or more"),
     ({"windows": [*GOOD, window(updates=99)]}, "energy-updates", "holds 99 updates of the sensor; 100 or more"),
+    ({"windows": [*GOOD, window("idle", "idle", 20.0, updates=9)]}, "energy-updates", "of 'idle' holds 9 updates"),
+    ({"windows": [*GOOD, window("p", "paced", updates=8)]}, "energy-updates", "of 'p' holds 8 updates"),
     ({"windows": [*GOOD, window(gap_s=2.5)]}, "no-holes", "said nothing for 2.5 s"),
+    ({"windows": [*GOOD, window("idle", "idle", 20.0, gap_s=3.0)]}, "no-holes", "3 s in a window of 'idle'"),
+    ({"windows": [*GOOD, window(seconds=9.99)]}, "energy-window", "lasted 9.99 s; 10 s or more"),
     ({"windows": [*GOOD, window(joules=120)]}, "energy-spread", "scatter by"),
     ({"windows": [*GOOD, window(kind="slope", joules=230, count=200)]}, "energy-slope", "another figure"),
     ({"windows": [*GOOD, window("idle", "idle", 25.0)]}, "idle-drift", "from 2 W to 2.5 W"),
@@ -99,6 +103,10 @@ def test_a_rule_of_energy_that_is_broken(options, rule, says):
     assert set(found) == {rule}
     assert says in found[rule].says
     assert found[rule].advice
+
+
+def test_a_window_may_end_with_the_last_update_before_its_end():
+    assert broken(energy([*GOOD, window(seconds=9.991)], GAUGE, series=Series(np.arange(3.0), np.arange(3.0)))) == {}
 
 
 def test_a_load_too_small_for_the_sensor():

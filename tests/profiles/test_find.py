@@ -58,6 +58,16 @@ def test_a_broken_meter_is_a_reason_and_no_crash(monkeypatch, clock, scripted_me
     assert ("no such thing" in reason) is not bool(works)
 
 
+def test_a_meter_that_crashes_is_a_reason_and_the_others_measure(monkeypatch, clock, scripted_meter):
+    broken, works = (scripted_meter(lambda t: t, clock) for _ in range(2))
+    broken.unavailable = lambda: 1 / 0
+    offered(monkeypatch, {"rapl": broken, "works": works})
+    assert find_meter()[0] is works
+    offered(monkeypatch, {"rapl": broken})
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert "rapl: broken plugin: ZeroDivisionError" in find_meter()[1]
+
+
 def test_without_meters(monkeypatch):
     offered(monkeypatch, {})
     assert "no meter is registered" in find_meter()[1]

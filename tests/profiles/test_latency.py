@@ -97,6 +97,22 @@ def test_what_was_stopped_goes_on(session, data, clock):
     assert again.seconds == pytest.approx(before_s * 2.5, rel=0.3)
 
 
+def test_what_was_not_seen_before_a_stop_comes_first(session, data, clock):
+    first = measure(session, data, clock, short(min_samples=5, max_seconds=0.0))
+    seen = {each.sample for each in first.taken[STREAM]}
+    assert len(seen) == 15
+    whole = measure(session, data, clock, short(min_samples=1, max_seconds=1e6), timings=first, seed=1)
+    assert len(whole.taken[STREAM]) == 42
+    assert {each.sample for each in whole.taken[STREAM]} == set(range(40))
+
+
+def test_a_warm_up_that_was_never_steady_stays_so(session, data, clock):
+    first = measure(session, data, clock, short(min_samples=5, max_seconds=0.0))
+    first.steady = False
+    again = measure(session, data, clock, short(min_samples=10, max_seconds=0.0), timings=first)
+    assert again.steady is False
+
+
 def test_drift_hits_all_alike(session, data, clock):
     """A machine that slows down from one run to the next: the parts still explain the whole."""
     run, slow = session.run, [0]

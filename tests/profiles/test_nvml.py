@@ -41,6 +41,9 @@ class Driver:
         self.users -= 1
         return 0
 
+    def nvmlDeviceGetCount_v2(self, count):
+        return self._answer(count, self.cards)
+
     def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
         return 0 if index.value < self.cards else pynvml.NVML_ERROR_INVALID_ARGUMENT
 
@@ -122,6 +125,13 @@ def test_another_card(driver):
     assert "GPU 1 cannot be opened (Invalid Argument)" in (NvmlMeter(gpu=1).unavailable() or "")
     driver.cards = 2
     assert NvmlMeter(gpu=1).unavailable() is None
+    assert NvmlMeter(gpu=1).facts().covers.startswith("GPU 1, ")
+
+
+def test_of_several_cards_one_must_be_chosen(driver):
+    driver.cards = 2
+    assert "there are 2 cards; give the one that the network runs on" in (NvmlMeter().unavailable() or "")
+    assert NvmlMeter(gpu=0).unavailable() is None
 
 
 def test_no_permission(driver):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ def paced(clock, durations_s, *, rate_hz=10.0, recorder=None):
     durations = iter(durations_s)
 
     def run():
+        assert not gc.isenabled()
         clock.pass_s(next(durations))
         return 0
 

@@ -9,6 +9,7 @@ import pytest
 from edgekit.errors import MeasurementError
 from edgekit.interfaces import Meter
 from edgekit.profiles.pmic import PmicMeter
+from edgekit.profiles.recorder import Recorder
 from edgekit.tree import UnreadableError
 
 DUMP = (Path(__file__).with_name("trees") / "raspberry-pi-5-pmic.txt").read_text()
@@ -38,11 +39,12 @@ def test_the_sum_of_rails_that_tell_voltage_and_current(pi5, clock):
     assert isinstance(meter, Meter)
     assert meter.unavailable() is None
     facts = meter.facts()
-    assert (facts.quantity, facts.scope, facts.update_interval_s) == ("power", "board", 0.1)
+    assert (facts.quantity, facts.scope, facts.update_interval_s) == ("power", "board", 0.2)
     assert facts.resolution is None
     assert len(facts.parts) == 12
     assert not {"EXT5V", "BATT"} & set(facts.parts), "voltage only"
     assert "without USB" in facts.covers
+    assert Recorder(meter, zero_ns=0).every_s == pytest.approx(0.1)
     meter.open()
     before_ns = clock()
     reading = meter.read()

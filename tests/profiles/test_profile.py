@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -21,11 +22,14 @@ from edgekit.profiles import (
     ReplayMeter,
     profile,
 )
+from edgekit.profiles.jetson import JetsonMeter
 from edgekit.profiles.protocol import as_protocol
 from edgekit.records import Profile
-from edgekit.runtimes.fake import FakeDevice
+from edgekit.runtimes.fake import FakeDevice, FakeRuntime
 from edgekit.session import Session
 from tests.profiles.conftest import three_exits
+from tests.profiles.test_jetson import plant
+from tests.profiles.test_workloads import gated
 
 EXIT_S = (0.001, 0.003, 0.007)
 SHORT = Protocol(
@@ -153,7 +157,9 @@ def recording(path, *, seconds=1000):
 
 def test_energy_of_a_replayed_meter(take, clock, tmp_path):
     # An inference costs 5 W times its latency, and nothing once idling is taken off.
-    measured = take(meter=ReplayMeter(recording(tmp_path / "power.csv"), clock=clock))
+    measured = take(
+        meter=ReplayMeter(recording(tmp_path / "power.csv"), clock=clock), protocol=replace(SHORT, idle_s=10)
+    )
     for energy, seconds in zip([each.energy for each in measured.exits], EXIT_S, strict=True):
         assert energy.gross_j == pytest.approx(5 * seconds, rel=1e-3)
         assert energy.net_j == pytest.approx(0, abs=1e-5)
@@ -191,6 +197,99 @@ def test_a_sensor_that_vanishes_leaves_the_windows_it_measured(take, clock, tmp_
     assert 0 < sum(energy.windows for energy in energies) < 12
     assert measured.complete
     assert measured.windows
+
+
+def jetson(tmp_path):
+    return plant("jetson-orin-nano", tmp_path / "jetson")
+
+
+def test_a_sensor_whose_files_vanish_leaves_all_that_was_measured(take, session, clock, tmp_path):
+    """It cannot even be asked what it is any more."""
+    root, run = jetson(tmp_path), session.run
+
+    def vanishing(inputs, **options):
+        if clock.now_ns > 60e9:
+            shutil.rmtree(root, ignore_errors=True)
+        return run(inputs, **options)
+
+    session.run = vanishing
+    kept: list[Profile] = []
+    measured = take(meter=JetsonMeter(root=root, clock=clock), keep=kept.append)
+    assert kept
+    assert measured.meter.name == "jetson"
+    assert "can no longer be read" in next(check for check in measured.broken if check.rule == "meter-to-the-end").says
+    assert measured.windows
+    assert measured.exits[0].latency.median_s == pytest.approx(EXIT_S[0])
+    assert measured.scripted == "the runtime 'fake' is scripted"
+
+
+def test_a_run_whose_meter_failed_goes_on_once_that_is_mended(take, clock, tmp_path):
+    protocol = replace(SHORT, paced_hz=(10.0,), paced_s=5.0)
+    path = recording(tmp_path / "power.csv", seconds=50)
+    part = take(meter=ReplayMeter(path, clock=clock), protocol=protocol)
+    assert part.complete
+    assert part.paced[0].energy.gross_j is None
+    whole = take(meter=ReplayMeter(recording(path), clock=clock), resume=part, protocol=protocol)
+    assert whole.windows[: len(part.windows)] == part.windows
+    assert [each.energy.windows for each in (*whole.exits, whole.stream)] == [3] * 4
+    assert [each.energy.gross_j for each in whole.paced] == [pytest.approx(0.5, rel=1e-3)]
+    assert "meter-to-the-end" not in [check.rule for check in whole.broken]
+    with pytest.raises(MeasurementError, match="is complete; there is nothing to resume"):
+        take(meter=ReplayMeter(path, clock=clock), resume=whole, protocol=protocol)
+
+
+def test_another_voltage_is_no_other_meter(take, session, clock, tmp_path):
+    """A Jetson's step is computed from the voltage of the moment."""
+    root = jetson(tmp_path)
+    stopped_at(session, clock, 60.0)
+    with pytest.raises(ProfileStopped) as caught:
+        take(meter=JetsonMeter(root=root, clock=clock))
+    part = caught.value.profile
+    (volts,) = root.rglob("in1_input")
+    volts.write_text("4990\n")
+    whole = take(meter=JetsonMeter(root=root, clock=clock), resume=part)
+    assert whole.windows[: len(part.windows)] == part.windows
+    assert whole.meter.resolution != part.meter.resolution
+    with pytest.raises(MeasurementError, match="meter 'jetson' was used; give it again"):
+        take(meter=ReplayMeter(recording(tmp_path / "power.csv"), clock=clock), resume=part)
+
+
+def test_the_stream_s_energy_is_that_of_the_stream_whatever_is_held_in_memory(take, clock, tmp_path, monkeypatch):
+    """11 of 40 samples are held: 5 W for 3 ms on average are 15 mJ, by the shares of all."""
+    monkeypatch.setattr("edgekit.profiles.inputs.POOL_BYTES", 11 * 16)
+    protocol = replace(SHORT, paced_hz=(10.0,), paced_s=10.0, energy_window_s=4.0)
+    for seed in range(2):
+        measured = take(meter=ReplayMeter(recording(tmp_path / "power.csv"), clock=clock), seed=seed, protocol=protocol)
+        energy = measured.stream.energy
+        assert energy.gross_j == pytest.approx(0.015, rel=0.005)
+        assert energy.low_j < 0.015 < energy.high_j
+        assert np.mean(measured.paced[0].latency_ns) * 1e-9 == pytest.approx(0.003, rel=0.05)
+
+
+def test_a_sensor_that_is_stuck_at_nothing_closes_nothing(take, clock, scripted_meter):
+    measured = take(meter=scripted_meter(lambda _: 0.0, clock, quantity="power"))
+    assert measured.stream.energy.gross_j == 0
+    assert measured.energy_closure is None
+    assert "sensor-alive" in [check.rule for check in measured.broken]
+
+
+def test_of_gates_closed_one_by_one_no_windows_are_taken_and_why_is_said(take, handler, clock, tmp_path):
+    made = {"first": ("x", "g"), "second": ("y", "h"), "other": ("y", "v")}
+
+    def handle(stage, tensors):
+        if stage not in made:
+            return handler(stage, tensors)
+        read, written = made[stage]
+        return {written: tensors[read]}
+
+    protocol = replace(SHORT, energy_window_s=1.0, energy_windows=1)
+    with Session(gated(), FakeRuntime(handle), {}, policy=Policy.fixed([0.5, 0.5])) as session:
+        meter = ReplayMeter(recording(tmp_path / "power.csv"), clock=clock)
+        paths = {each.name: each.energy for each in take(session=session, protocol=protocol, meter=meter).paths}
+    assert paths["all gates open"].gross_j is not None
+    assert paths["without outer"].gross_j is None
+    assert "not with each closed alone" in paths["without outer"].reason
+    assert "resume" not in paths["without outer"].reason
 
 
 def test_a_given_meter_that_cannot_measure_is_an_error(take, empty_root):
@@ -241,10 +340,10 @@ def stopped_at(session, clock, at_s):
     session.run = stopping
 
 
-@pytest.mark.parametrize("at_s", [0.25, 20.0, 60.0, 115.0])
+@pytest.mark.parametrize("at_s", [0.25, 10.0, 60.0, 90.0, 108.0])
 def test_what_was_stopped_is_kept_and_goes_on(take, session, clock, tmp_path, at_s):
-    """In the latencies, in the first windows, in later ones, and at the paced stream."""
-    protocol = replace(SHORT, paced_hz=(10.0,), paced_s=5.0)
+    """In the latencies, in the windows, in those of 2N and of 3N inferences, and at the paced stream."""
+    protocol = replace(SHORT, paced_hz=(10.0,), paced_s=5.0, energy_window_s=3.0, slope=True)
     path = recording(tmp_path / "power.csv")
     stopped_at(session, clock, at_s)
     with pytest.raises(ProfileStopped) as caught:
@@ -262,6 +361,9 @@ def test_what_was_stopped_is_kept_and_goes_on(take, session, clock, tmp_path, at
     assert Counter(each.name for each in whole.windows if each.kind in ("exit", "stream")) == {
         "exit0": 3, "exit1": 3, "exit2": 3, "stream": 3,
     }  # fmt: skip
+    assert Counter(each.name for each in whole.windows if each.kind == "slope") == dict.fromkeys(
+        ("exit0", "exit1", "exit2", "stream"), 2
+    )
     starts = [each.start_s for each in whole.windows]
     assert starts == sorted(starts)
     assert list(whole.power.times_s) == sorted(whole.power.times_s)
@@ -282,9 +384,17 @@ def test_only_the_same_measurement_goes_on(take, session, clock, data):
     ):
         with pytest.raises(MeasurementError, match=f"cannot be resumed: {name} was .* measure anew"):
             take(resume=part, **options)
-    other = msgspec.structs.replace(part, before=msgspec.structs.replace(part.before, host="elsewhere"))
-    with pytest.raises(MeasurementError, match=r"before.host was elsewhere and is"):
-        take(resume=other)
+    for name, value in (
+        ("host", "elsewhere"), ("system", "Linux 1"), ("processor", "Z80"), ("cores", 1), ("affinity", (7,)),
+        ("governors", {"cpu0": "powersave"}), ("frequency_limits_hz", (1e9, 2e9)), ("boost", True),
+        ("power_mode", "15W"), ("versions", part.before.versions | {"edgekit": "0.0.1"}),
+    ):  # fmt: skip
+        other = msgspec.structs.replace(part, before=msgspec.structs.replace(part.before, **{name: value}))
+        with pytest.raises(MeasurementError, match=rf"before\.{name}.* was .* and is .*; measure anew"):
+            take(resume=other)
+    unloaded = part.before.versions | {"of a library that is not loaded now": "2.0"}
+    other = msgspec.structs.replace(part, before=msgspec.structs.replace(part.before, versions=unloaded))
+    assert take(resume=other).complete
     with pytest.raises(MeasurementError, match="is complete; there is nothing to resume"):
         take(resume=take())
 

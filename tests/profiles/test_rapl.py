@@ -80,6 +80,18 @@ def test_facts_name_the_zones_and_derive_the_step(meter):
     assert facts.update_interval_s == 1e-3
 
 
+def test_a_counter_that_was_reset(tmp_path, clock):
+    """40 kJ, and 5 J a twentieth of a second later: no socket takes a counter past its range in that time."""
+    machine = Machine(tmp_path)
+    machine.zone("intel-rapl:0", "package-0", 40_000_000_000)
+    meter = RaplMeter(root=tmp_path, clock=clock)
+    meter.open()
+    clock.pass_s(0.05)
+    machine.zone("intel-rapl:0", "package-0", 5_000_000)
+    with pytest.raises(MeasurementError, match=r"went back from 40000000000 to 5000000 µJ, .* it was reset; measure"):
+        meter.read()
+
+
 def test_a_counter_that_starts_again(tmp_path, clock):
     machine = Machine(tmp_path)
     machine.zone("intel-rapl:0", "package-0", RANGE_UJ - 2_000_000)
@@ -90,6 +102,7 @@ def test_a_counter_that_starts_again(tmp_path, clock):
     machine.zone("intel-rapl:0", "package-0", 1_500_000)
     assert meter.read().value == pytest.approx(3.5)
     machine.zone("intel-rapl:0", "package-0", 500_000)  # a second time
+    clock.pass_s(262.1)
     assert meter.read().value == pytest.approx(3.5 + RANGE_UJ * 1e-6 - 1.0)
 
 
@@ -125,11 +138,13 @@ def test_more_than_one_restart_is_never_guessed(tmp_path, clock, limits_uw, enou
 def test_joules_never_go_back_and_add_up(tmp_path_factory, start_uj, used_uj):
     machine = Machine(tmp_path_factory.mktemp("rapl"))
     machine.zone("intel-rapl:0", "package-0", start_uj)
-    meter = RaplMeter(root=machine.root, clock=lambda: 0)
+    now_s = 0.0
+    meter = RaplMeter(root=machine.root, clock=lambda: round(now_s * 1e9))
     meter.open()
     total_uj = 0
     for step_uj in used_uj:
         total_uj += step_uj
+        now_s += 262.1  # as long as so much takes
         machine.zone("intel-rapl:0", "package-0", (start_uj + total_uj) % RANGE_UJ)
         assert meter.read().value == pytest.approx(total_uj * 1e-6)
 

@@ -63,13 +63,20 @@ def test_what_cannot_measure_is_not_started():
     assert meter.calls == []
 
 
-@pytest.mark.parametrize("value", [-0.001, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-0.2, math.nan, math.inf])
 def test_what_cannot_be(value):
     meter = Made()
     meter.open()
     meter.value = value
     with pytest.raises(MeasurementError, match="which cannot be"):
         meter.read()
+
+
+def test_a_sensor_may_say_a_little_less_than_nothing():
+    meter = Made()
+    meter.open()
+    meter.value = -0.01
+    assert meter.read().value == -0.01
 
 
 def test_a_meter_that_says_nothing_is_a_mistake_of_its_author():

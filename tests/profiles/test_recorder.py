@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -68,6 +69,26 @@ def test_a_plugin_that_crashes_is_a_reason(clock, scripted_meter):
         clock.pass_s(3)
         with pytest.raises(MeasurementError, match=r"scripted: failed \(ZeroDivisionError: oops\)"):
             recorder.take()
+
+
+def test_a_plugin_that_crashes_in_whoever_asks_is_a_reason_too(clock, scripted_meter):
+    def value(time_s):
+        if time_s > 1:
+            raise OSError("no such device")
+        return time_s
+
+    meter = scripted_meter(value, clock)
+    with Recorder(meter, zero_ns=0, repeat=lambda *_: nullcontext()) as recorder:
+        clock.pass_s(3)
+        for _ in range(2):
+            with pytest.raises(MeasurementError, match=r"scripted: failed \(OSError: no such device\)"):
+                recorder.take()
+    meter.open = lambda: 1 / 0
+    with pytest.raises(MeasurementError, match="ZeroDivisionError"), Recorder(meter, zero_ns=0):
+        pass
+    meter.facts = lambda: 1 / 0
+    with pytest.raises(MeasurementError, match="ZeroDivisionError"), Recorder(meter, zero_ns=0):
+        pass
 
 
 @pytest.mark.parametrize("power_w", [float("nan"), -4.0, 4294967.295e3])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from edgekit.errors import MeasurementError
 from edgekit.plan import Gate, Run, Stage
 from edgekit.profiles.workloads import path_macs, workloads
 from edgekit.tensors import TensorSpec
@@ -40,6 +41,18 @@ def test_paths_through_gates():
         "without inner": {"outer": True, "inner": False},
     }
     assert {work.exit for work in paths} == {2}
+
+
+def test_windows_are_taken_of_all_but_each_gate_alone():
+    assert [work.name for work in workloads(gated()) if not work.metered] == ["without outer", "without inner"]
+
+
+@pytest.mark.parametrize("name", ["stream", "stream at 10 Hz", "all gates open", "without inner"])
+def test_an_exit_that_is_called_like_something_else(name):
+    plan = gated()
+    steps = tuple(msgspec.structs.replace(step, name=name) if step == plan.exits[1] else step for step in plan.steps)
+    with pytest.raises(MeasurementError, match=f"an exit is called '{name}', as something else"):
+        workloads(msgspec.structs.replace(plan, steps=steps))
 
 
 @pytest.mark.parametrize(("outer", "inner", "macs"), [

@@ -1,6 +1,7 @@
 """Comparison: alarms and their absence, intervals against independent ones, refusals, and what else differs."""
 
 import dataclasses
+import json
 import math
 
 import msgspec
@@ -219,6 +220,46 @@ def test_energy_of_another_meter_is_not_compared(full):
     assert ("exit", "exit1", "energy") not in found
     assert ("exit", "exit1", "median") in found
     assert "energy is not compared" in " ".join(compare([full, metered]).pairs[0].notes)
+
+
+def with_energy_of(profile, **changes):
+    def other(item):
+        return msgspec.structs.replace(item, energy=msgspec.structs.replace(item.energy, **changes))
+
+    return msgspec.structs.replace(profile, exits=tuple(map(other, profile.exits)), stream=other(profile.stream))
+
+
+def test_energy_of_lone_windows_is_not_compared_and_that_is_said(full):
+    quick = with_energy_of(full, low_j=None, high_j=None, windows=1)
+    pair = compare([quick, quick]).pairs[0]
+    assert not any(each.quantity == "energy" and each.part != "paced" for each in pair.differences)
+    assert "energy is not compared: fewer than three windows give no interval" in " ".join(pair.notes)
+    assert "energy is not compared" not in " ".join(compare([full, full]).pairs[0].notes)
+
+
+def test_an_interval_without_end_is_not_known(full):
+    """Energy that may as well be nothing: its ratio may be anything."""
+    vague = with_energy_of(full, low_j=-1.0)
+    for profiles in ([full, vague], [vague, full]):
+        found = differences(profiles)["exit", "exit1", "energy"]
+        assert found.text == "unclear: +0.0 % (interval not known)"
+    assert json.loads(msgspec.json.encode(found))["high"] is None
+
+
+def test_a_percentile_without_an_interval_is_not_judged(made):
+    """100 samples tell a 90th percentile; where they hang on each other, they do not tell how sure it is."""
+    steady = made(samples=300)
+    slowing = tuple(range(1_000_000, 1_100_000, 1000))
+    exits = (msgspec.structs.replace(steady.exits[0], latency_ns=slowing), *steady.exits[1:])
+    drifting = msgspec.structs.replace(steady, exits=exits)
+    found = differences([drifting, drifting])
+    assert ("exit", "exit1", "p90") not in found
+    assert {("exit", "exit1", "median"), ("exit", "exit2", "p90")} <= set(found)
+
+
+def test_a_profile_of_no_rules_is_named(profile, full):
+    assert "was held to no rule" in " ".join(compare([full, profile]).pairs[0].notes)
+    assert "was held to no rule" not in " ".join(compare([full, full]).pairs[0].notes)
 
 
 def test_scripted_profiles_are_named(profile, scripted):

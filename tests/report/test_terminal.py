@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from edgekit.measured import Closure
 from edgekit.report import compare, print_comparison, print_profile
 
 
@@ -45,6 +46,12 @@ def test_energy_column(with_energy):
     assert "11.50" in text
     assert "unavailable" not in text
     assert "…" not in text
+
+
+def test_energy_that_is_nothing_closes_nothing(with_energy):
+    closure = Closure(quantity="energy", predicted=0.0, measured=0.0)
+    text = words(printed(print_profile, msgspec.structs.replace(with_energy, energy_closure=closure)))
+    assert "Σ share × energy of each exit 0.000 µJ = not known" in text
 
 
 def test_scripted_banner(scripted):

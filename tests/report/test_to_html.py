@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -174,6 +175,19 @@ def test_every_part_is_shown(full, tmp_path):
     ):
         assert expected in shown
     assert re.findall(r'<select data-choose="(\w[^"]*)"', text) == ["tradeoff", "energy-0"]
+
+
+def test_it_can_be_heard_and_reached_by_keyboard(full, tmp_path):
+    """What scrolls takes the focus, charts, columns and rows have names, and no level of headings is left out."""
+    for name, profiles in (("one", [full]), ("two", [full, msgspec.structs.replace(full, network="other")])):
+        text, figures = parts(write_html(profiles, tmp_path / f"{name}.html"))
+        assert not re.findall(r'<div class="scroll[^"]*">', text)
+        named = re.findall(r'<div class="plot[^"]*" id="[^"]+" role="img" aria-label="[^"]+">', text)
+        assert len(named) == len(figures)
+        assert not re.findall(r"<th[^>]*></th>|<th>", text)
+        assert not re.findall(r"<tr[^>]*>\s*<td[^>]*>(?!</td>)", text)
+        levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+        assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 def test_no_profile(tmp_path):

@@ -1,0 +1,28 @@
+"""Names of a bundle's sets of artifacts: one for every kind of device and precision."""
+
+from __future__ import annotations
+
+from edgekit.errors import InputError
+
+__all__ = ["FLOAT", "PRECISIONS", "artifact_set", "precision_of"]
+
+FLOAT = "float32"
+"""As the network was exported."""
+PRECISIONS = (FLOAT, "float16", "int8", "int8-dynamic")
+"""What stages compute in. Tensors that cross between stages keep the plan's dtypes, whatever it is."""
+
+
+def artifact_set(target: str, precision: str = FLOAT) -> str:
+    """``"onnx"`` and ``"int8"`` are ``"onnx-int8"``; float has the target's own name, and no target has no set.
+
+    Raises:
+        InputError: no such precision.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
+    return target if precision == FLOAT or not target else f"{target}-{precision}"
+
+
+def precision_of(artifacts: str) -> str:
+    """The precision in a set's name: of ``"onnx-int8"``, ``"int8"``."""
+    return next((name for name in PRECISIONS if artifacts.endswith(f"-{name}")), FLOAT)

@@ -1,0 +1,89 @@
+"""litert-torch as a guest: what it and its libraries print, log and change in the process is undone."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from edgekit.errors import MissingExtraError, PluginError, require
+from edgekit.exporters.capture import quiet
+
+__all__ = ["converter", "undisturbed"]
+
+_SETTINGS = {"LITERT_TORCH_SHOW_PROGRESS": "0", "LITERT_TORCH_SILENCE_TORCH_LOGS": "0"}
+"""Read at every conversion: do not print, and leave PyTorch's loggers their handlers."""
+
+
+def converter() -> ModuleType:
+    """The module ``litert_torch``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        PluginError: it is, but does not load.
+    """
+    if "litert_torch" in sys.modules:
+        return require("litert_torch", extra="export-litert", purpose="Exporting to LiteRT")
+    try:
+        with undisturbed():
+            return require("litert_torch", extra="export-litert", purpose="Exporting to LiteRT")
+    except MissingExtraError:
+        raise
+    except (ImportError, OSError) as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PluginError(
+            f"target 'litert': litert-torch is installed but does not load ({line}): pip install --force-reinstall "
+            "'edgekit[export-litert]'"
+        ) from error
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep what is done inside to itself: output, logging, warnings, environment variables and random numbers.
+
+    The libraries below print from C++, which only the file descriptor knows.
+    """
+    environment = dict(os.environ)
+    loggers = [logging.getLogger(), *(each for each in logging.Logger.manager.loggerDict.values())]
+    known = [logger for logger in loggers if isinstance(logger, logging.Logger)]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in known]
+    drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 the old global one is what is drawn from
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=()))
+        stack.enter_context(quiet())
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(_unheard())
+        os.environ.update(_SETTINGS)
+        try:
+            yield
+        finally:
+            for name in set(os.environ) - set(environment):
+                del os.environ[name]
+            os.environ.update(environment)
+            random.setstate(drawn[0])
+            np.random.set_state(drawn[1])  # noqa: NPY002
+            for logger, (level, propagate, handlers) in zip(known, before, strict=True):
+                logger.setLevel(level)
+                logger.propagate, logger.handlers[:] = propagate, handlers
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Send what is written to the descriptor of standard error nowhere."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)

@@ -1,0 +1,142 @@
+"""Lowers a stage to LiteRT, the format once called TensorFlow Lite, by litert-torch.
+
+A file takes one sample. Tensors of four dimensions are channel-last, ``(1, height, width, channels)``, as LiteRT's
+kernels want them, so that nothing is transposed where stages meet; a single number is ``(1,)``. What an exit that is
+never taken does not need is left out of a second file::
+
+    blocks.1.tflite          live tensors, logits and all scores, which cost little beside a stage
+    blocks.1-trunk.tflite    live tensors only; none for a stage that has no exit or is the last
+
+Each holds one signature under the stage's name. Its inputs are ``args_0``, ``args_1`` and so on in the stage's order,
+its outputs have the names of the plan. (Two signatures in one file would share their weights there, but litert-torch
+0.10 mixes up constants of two programs: github.com/google-ai-edge/litert-torch, issue 1061.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.bundle import variant
+from edgekit.errors import LoweringError
+from edgekit.exporters.litert_operators import rewrite_operators
+from edgekit.exporters.litert_quiet import converter, undisturbed
+from edgekit.plan import Stage
+from edgekit.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+__all__ = ["LiteRTTarget"]
+
+
+class LiteRTTarget:
+    """LiteRT through litert-torch. See :class:`edgekit.interfaces.Target`."""
+
+    name = "litert"
+    suffix = ".tflite"
+    runtime = "litert"
+
+    def __init__(self) -> None:
+        self._litert_torch = converter()
+
+    def lower(self, program: ExportedProgram, stage: Stage, path: Path, *, specs: Mapping[str, TensorSpec]) -> None:
+        """Write a stage. See :meth:`edgekit.interfaces.Target.lower`.
+
+        Raises:
+            LoweringError: an operator that LiteRT does not have, or samples of a batch that need one another.
+        """
+        if stage.whole:
+            raise LoweringError(
+                f"stage '{stage.name}' cannot be written for LiteRT: samples of a batch need one another in it, and a "
+                "LiteRT file takes one at a time; export it for onnx"
+            )
+        try:
+            body = _body(program)
+            self._write(_ChannelsLast(body, stage, stage.outputs, specs), stage, path, specs)
+            if stage.exit and stage.live:
+                self._write(_ChannelsLast(body, stage, stage.live, specs), stage, variant(path, "trunk"), specs)
+        except OSError:
+            raise
+        except Exception as error:  # of the tracer, of a lowering or of the converter: nothing below Exception
+            raise LoweringError(f"stage '{stage.name}' cannot be written for LiteRT: {_reason(error)}") from error
+
+    def _write(self, module: nn.Module, stage: Stage, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+        example = tuple(_example(specs[name]) for name in stage.inputs)
+        with undisturbed():
+            # 64-bit tensors would else become 32-bit ones where stages meet.
+            made = self._litert_torch.signature(stage.name, module, example).convert(enable_x64=True)
+            content = made.model_content()  # its own writer ends the process when the disk is full
+        path.write_bytes(content)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that write the artifact."""
+        return {name: version(name) for name in ("litert-torch", "litert-converter", "jax", "torch")}
+
+
+class _ChannelsLast(nn.Module):
+    """A stage as it is written: images channel-last, numbers ``(1,)``, and what is asked for by its name."""
+
+    def __init__(self, body: nn.Module, stage: Stage, asked: Sequence[str], specs: Mapping[str, TensorSpec]) -> None:
+        super().__init__()
+        self.body = body
+        self.ranks = [len(specs[name].shape) for name in stage.inputs]
+        self.names = stage.outputs
+        self.asked = asked
+        self.training = False
+
+    def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """The stage's outputs by name."""
+        given = [_as_traced(tensor, rank) for tensor, rank in zip(tensors, self.ranks, strict=True)]
+        made = dict(zip(self.names, self.body(*given), strict=True))
+        return {name: _channels_last(made[name]) for name in self.asked}
+
+
+def _as_traced(tensor: Tensor, rank: int) -> Tensor:
+    if rank == 0:
+        return tensor.reshape(())
+    return tensor.permute(0, 3, 1, 2) if rank == 4 else tensor
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    zeros = torch.zeros(spec.concrete(1), dtype=getattr(torch, spec.dtype))
+    return _channels_last(zeros).contiguous() if spec.shape else zeros.reshape(1)
+
+
+def _body(program: ExportedProgram) -> nn.Module:
+    """The stage as a module that litert-torch can take."""
+    module = program.module(check_guards=False)
+    rewrite_operators(module)
+    for each in module.modules():
+        tables: tuple[dict[str, Any], ...] = (each._parameters, each._buffers, vars(each))
+        for table in tables:
+            table.update({name: _plain(value) for name, value in table.items() if isinstance(value, Tensor)})
+    return module
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A constant as litert-torch can take it.
+
+    It tells constants apart by their address (0.10): of two that are not contiguous, of which it makes copies, it would
+    take the second for the first. And it overwrites infinities in place, which would be in the model itself.
+    """
+    if tensor.is_contiguous() and bool(tensor.isfinite().all()):
+        return tensor
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line, with the operator where the converter says which it was at."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    operator = re.search(r"target=torch\.ops\.([\w.]+)", str(error))
+    return f"{operator[1]}: {lines[0]}" if operator and operator[1] not in lines[0] else lines[0]

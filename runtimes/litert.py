@@ -1,0 +1,225 @@
+"""LiteRT, once TensorFlow Lite. Images lie channel-last between stages, as its kernels want them.
+
+A file takes one sample, so a batch runs row by row inside each stage, and a row's answer never depends on its batch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.bundle import variant
+from edgekit.errors import BundleError, MissingExtraError, PluginError, require
+from edgekit.interfaces import Buffer
+from edgekit.plan import Stage
+from edgekit.runtimes.host import HostBuffer
+from edgekit.runtimes.litert_graph import Graph
+from edgekit.tensors import TensorSpec
+
+__all__ = ["LIBRARIES", "ChannelsLastBuffer", "LiteRTRuntime"]
+
+LIBRARIES = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+    "tensorflow": "tensorflow.lite.python.interpreter",
+}
+"""Packages that bring the interpreter, and the module where it is, the preferred one first."""
+
+
+class LiteRTRuntime:
+    """Opens ``litert`` artifacts in the first of :data:`LIBRARIES` that is installed.
+
+    Args:
+        threads: that compute inside an operator.
+        xnnpack: whether XNNPACK, whose kernels are the fast ones, computes what it can.
+        library: one of :data:`LIBRARIES`; ``None`` takes the first that is installed.
+
+    Raises:
+        MissingExtraError: no such library is installed.
+        PluginError: it is installed and does not load, or an option cannot be.
+    """
+
+    name = "litert"
+    target = "litert"
+
+    def __init__(self, *, threads: int = 1, xnnpack: bool = True, library: str | None = None) -> None:
+        if threads < 1:
+            raise PluginError(f"runtime 'litert': threads cannot be {threads}; give 1 or more")
+        self._threads = threads
+        self._xnnpack = xnnpack
+        self._library, self._module = _find(library)
+
+    def open(self, stage: Stage, artifact: Path) -> LiteRTRunner:
+        """One stage. Of two files, each is read when its outputs are first bound; a single one is read now.
+
+        Raises:
+            BundleError: LiteRT does not take it, or its inputs and outputs are not the stage's.
+        """
+        return LiteRTRunner(self, stage, artifact)
+
+    def interpreter(self, stage: Stage, file: Path) -> Any:
+        """An interpreter of a file.
+
+        Raises:
+            BundleError: LiteRT does not take it.
+        """
+        kind = self._module.OpResolverType
+        resolver = kind.AUTO if self._xnnpack else kind.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        try:
+            with _unheard():
+                interpreter = self._module.Interpreter(
+                    model_path=str(file), num_threads=self._threads, experimental_op_resolver_type=resolver
+                )
+                interpreter.allocate_tensors()
+        except Exception as error:  # ValueError or RuntimeError, by where it fails
+            line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise BundleError(
+                f"{file}: stage '{stage.name}' does not open in {self._library} {version(self._library)} ({line}); "
+                "export again, or install a newer ai-edge-litert"
+            ) from error
+        return interpreter
+
+    def allocate(self, spec: TensorSpec, rows: int) -> HostBuffer | ChannelsLastBuffer:
+        """Host memory; a tensor of four dimensions lies there channel-last."""
+        return ChannelsLastBuffer(spec, rows) if len(spec.shape) == 4 else HostBuffer(spec, rows)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, library and its version, device, threads and options."""
+        return {
+            "name": self.name,
+            "version": version(self._library),
+            "library": self._library,
+            "device": "cpu",
+            "threads": self._threads,
+            "xnnpack": self._xnnpack,
+        }
+
+    def close(self) -> None:
+        """Nothing to give back: every stage has its own interpreter."""
+
+
+class ChannelsLastBuffer:
+    """A tensor ``(rows, channels, height, width)`` that lies in memory as ``(rows, height, width, channels)``.
+
+    Args:
+        spec: the tensor.
+        rows: rows to make room for; a tensor that is not batched has its own size.
+    """
+
+    shared = True
+
+    def __init__(self, spec: TensorSpec, rows: int) -> None:
+        self.spec = spec
+        self.rows = rows
+        batch, channels, height, width = spec.shape
+        self._stored = HostBuffer(TensorSpec(spec.name, spec.dtype, (batch, height, width, channels)), rows)
+
+    def write(self, array: NDArray[Any]) -> None:
+        """Copy an array ``(rows, channels, height, width)`` in, from row 0."""
+        self._stored.write(array.transpose(0, 2, 3, 1))
+
+    def read(self, rows: int) -> NDArray[Any]:
+        """The first rows, a view ``(rows, channels, height, width)`` of this memory."""
+        return self.stored(rows).transpose(0, 3, 1, 2)
+
+    def stored(self, rows: int) -> NDArray[Any]:
+        """The first rows as they lie in memory: ``(rows, height, width, channels)``."""
+        return self._stored.read(rows)
+
+    def copy(self, source: Buffer, rows: NDArray[np.intp], places: NDArray[np.intp]) -> None:
+        """Copy rows of another such buffer, or of this one, to places here."""
+        assert isinstance(source, ChannelsLastBuffer)
+        self._stored.copy(source._stored, rows, places)
+
+
+class LiteRTRunner:
+    """One stage: its file, and beside it one without its exit's head. See :mod:`edgekit.exporters.to_litert`."""
+
+    def __init__(self, runtime: LiteRTRuntime, stage: Stage, artifact: Path) -> None:
+        self._runtime = runtime
+        self._stage = stage
+        self._artifact = artifact
+        self._trunk = variant(artifact, "trunk")
+        self._has_trunk = bool(stage.exit and stage.live and self._trunk.is_file())
+        self._open: dict[Path, Graph] = {}
+        if not self._has_trunk:
+            self._graph(artifact, stage.outputs)
+
+    def bind(self, buffers: Mapping[str, Buffer], *, rows: int, outputs: Sequence[str]) -> Callable[[], None]:
+        """See :meth:`edgekit.interfaces.StageRunner.bind`.
+
+        Raises:
+            BundleError: LiteRT does not take the file, or it is not the stage's.
+        """
+        if self._has_trunk and set(outputs) <= set(self._stage.live):
+            graph = self._graph(self._trunk, self._stage.live)
+        else:
+            graph = self._graph(self._artifact, self._stage.outputs)
+        names = (*self._stage.inputs, *outputs)
+        memory = {name: _memory(buffers[name], rows) for name in names}
+        return graph.bind(memory, batched={name for name in names if buffers[name].spec.batched}, rows=rows)
+
+    def _graph(self, file: Path, outputs: Sequence[str]) -> Graph:
+        if file not in self._open:
+            self._open[file] = Graph(self._runtime.interpreter(self._stage, file), self._stage, file, outputs)
+        return self._open[file]
+
+    def close(self) -> None:
+        """Give back the interpreters; what was bound must not run any more."""
+        self._open.clear()
+
+
+def _memory(buffer: Buffer, rows: int) -> NDArray[Any]:
+    return buffer.stored(rows) if isinstance(buffer, ChannelsLastBuffer) else buffer.read(rows)
+
+
+def _find(library: str | None) -> tuple[str, ModuleType]:
+    """The name of the library's package, and its module."""
+    if library is not None and library not in LIBRARIES:
+        raise PluginError(f"runtime 'litert': no library '{library}' (there are {', '.join(LIBRARIES)})")
+    names = [library] if library is not None else [name for name in LIBRARIES if _is_installed(LIBRARIES[name])]
+    package = names[0] if names else next(iter(LIBRARIES))
+    try:
+        with _unheard():
+            return package, require(LIBRARIES[package], extra="litert", purpose="Running on LiteRT")
+    except MissingExtraError:
+        raise
+    except (ImportError, OSError) as error:
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PluginError(
+            f"runtime 'litert': {package} is installed but does not load ({line}); install the one made for this "
+            "Python and processor, or name another library"
+        ) from error
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module's package is there, not whether it loads."""
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+_redirecting = threading.Lock()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Send what LiteRT says from C++ on standard error nowhere; its exceptions say what matters."""
+    with _redirecting:  # of two at once, one would restore what the other has put there
+        kept = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(nowhere)
+            os.close(kept)

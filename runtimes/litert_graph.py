@@ -1,0 +1,118 @@
+"""One open LiteRT file of a stage: its tensors, and what copies rows in, runs it and copies rows out."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import BundleError
+from edgekit.plan import Stage
+
+__all__ = ["Graph"]
+
+
+class Graph:
+    """A file, open.
+
+    Args:
+        interpreter: of LiteRT, its tensors allocated.
+        stage: that the file must be of.
+        file: for errors.
+        outputs: that the file must compute.
+
+    Raises:
+        BundleError: the file is of another stage, or its inputs and outputs are not the stage's.
+    """
+
+    def __init__(self, interpreter: Any, stage: Stage, file: Path, outputs: Sequence[str]) -> None:
+        self._interpreter = interpreter
+        self._stage = stage
+        self._file = file
+        found = list(interpreter.get_signature_list())
+        if found != [stage.name]:
+            raise self._wrong(f"it holds {', '.join(found) or 'no signature'}")
+        runner = interpreter.get_signature_runner(stage.name)
+        given, made = runner.get_input_details(), runner.get_output_details()
+        del runner  # which the interpreter would take for somebody who looks at its memory
+        if set(given) != {f"args_{place}" for place in range(len(stage.inputs))}:
+            raise self._wrong(f"it takes {len(given)} inputs, the plan says {len(stage.inputs)}")
+        differing = sorted(set(outputs) ^ set(made))
+        if differing:
+            side = "plan but not the file" if differing[0] in outputs else "file but not the plan"
+            raise self._wrong(f"output '{differing[0]}' is in the {side}")
+        details = {name: given[f"args_{place}"] for place, name in enumerate(stage.inputs)} | made
+        self._tensors = {name: self._memory(name, found["index"]) for name, found in details.items()}
+
+    def bind(self, memory: Mapping[str, NDArray[Any]], *, batched: Collection[str], rows: int) -> Callable[[], None]:
+        """What runs the file on the first ``rows`` rows of arrays, one after the other.
+
+        Args:
+            memory: of each input, and of each output asked for, as it lies between stages.
+            batched: names of the tensors that have rows.
+            rows: at least 1.
+
+        Raises:
+            BundleError: a tensor has another dtype or shape in the file.
+        """
+        for name, array in memory.items():
+            self._check(name, array[:1] if name in batched else array)
+        into = [(self._tensors[name], memory[name], name in batched) for name in memory if name in self._stage.inputs]
+        out = [(memory[name], self._tensors[name]) for name in memory if name not in self._stage.inputs]
+        invoke = self._interpreter.invoke
+        if rows == 1:
+            given = [(place, array[:1] if has_rows else array) for place, array, has_rows in into]
+            made = [(array[:1], place) for array, place in out]
+
+            def run() -> None:
+                for place, array in given:
+                    place[...] = array
+                invoke()
+                for array, place in made:
+                    array[...] = place
+
+            return run
+
+        fixed = [(place, array) for place, array, has_rows in into if not has_rows]
+        moving = [(place, array) for place, array, has_rows in into if has_rows]
+
+        def run_in_turn() -> None:
+            for place, array in fixed:
+                place[...] = array
+            for row in range(rows):
+                part = slice(row, row + 1)
+                for place, array in moving:
+                    place[...] = array[part]
+                invoke()
+                for array, place in out:
+                    array[part] = place
+
+        return run_in_turn
+
+    def _check(self, name: str, array: NDArray[Any]) -> None:
+        """Compare one row of a tensor with what the file takes or makes; a single number is ``(1,)`` there."""
+        place = self._tensors[name]
+        if place.dtype != array.dtype or place.shape != (array.shape or (1,)):
+            raise BundleError(
+                f"{self._file}: stage '{self._stage.name}': tensor '{name}' is {place.dtype} {place.shape} in the "
+                f"file, {array.dtype} {array.shape} in the plan, images channel-last; export again"
+            )
+
+    def _memory(self, name: str, index: int) -> NDArray[Any]:
+        """A tensor's memory. What the interpreter itself gives must not be held while it runs: it counts references.
+
+        Nothing is resized here, so the memory stays where it is for as long as the interpreter lives.
+        """
+        try:
+            view = self._interpreter.tensor(index)()
+            raw = (ctypes.c_char * view.nbytes).from_address(view.ctypes.data)
+        except (ValueError, AttributeError) as error:
+            raise self._wrong(f"tensor '{name}' has no fixed size") from error
+        return np.frombuffer(raw, dtype=view.dtype).reshape(view.shape)
+
+    def _wrong(self, what: str) -> BundleError:
+        return BundleError(f"{self._file}: is not stage '{self._stage.name}' ({what}); export again")
