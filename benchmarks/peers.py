@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +70,8 @@ def litert_peer(model: nn.Module, path: Path, images: np.ndarray, *, precision: 
         raise ValueError("the whole network is not quantised for LiteRT here")
     file = path.with_suffix(".tflite")
     if not file.exists():
-        litert_torch.convert(model.eval(), (torch.from_numpy(images[:1]),)).export(str(file))
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the converter prints its steps
+            litert_torch.convert(model.eval(), (torch.from_numpy(images[:1]),)).export(str(file))
     interpreter = Interpreter(str(file), num_threads=threads)
     interpreter.allocate_tensors()
     (given,) = interpreter.get_input_details()
@@ -87,11 +90,12 @@ def executorch_peer(model: nn.Module, path: Path, images: np.ndarray, *, precisi
     """Lowered whole to XNNPACK."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
-    from executorch.extension.pybindings.portable_lib import _reset_threadpool_for_bench, _unsafe_reset_threadpool  # noqa: F401
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
     if precision != "float32":
         raise ValueError("the whole network is not quantised for ExecuTorch here")
+    _unsafe_reset_threadpool(threads)
     file = path.with_suffix(".pte")
     if not file.exists():
         program = torch.export.export(model.eval(), (torch.from_numpy(images[:1]),))

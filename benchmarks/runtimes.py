@@ -27,6 +27,7 @@ from measuring import DATA, interleaved, load_images
 from peers import PEERS, Peer
 
 import edgekit
+from edgekit.data import load_dataset
 from edgekit.session import Session
 from edgekit.zoo import registry
 
@@ -34,6 +35,8 @@ NETWORKS = ("msdnet-cifar10", "skipnet38-cifar10")
 TARGETS = {"onnxruntime": "onnx", "litert": "litert", "executorch": "executorch"}
 INT8 = ("onnxruntime",)
 """Runtimes whose whole peer is quantised here."""
+SAMPLES = 512
+"""That int8 is calibrated on."""
 CLOSE = 1e-3
 """Largest difference from the peer's logits in float32, as a share of the largest of them."""
 
@@ -78,6 +81,9 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Iterator[di
     """One network on every runtime, in every precision, with every number of threads."""
     network, model = registry.find(name), registry.load(name)
     images, source = load_images(network, options.data)
+    calibrating = np.random.default_rng(1).standard_normal((SAMPLES, *images.shape[1:])).astype(np.float32)
+    if options.data.exists():
+        calibrating = load_dataset(options.data, preprocess=network.preprocess).batch(np.arange(SAMPLES))
     whole = model if name.startswith("msdnet") else LogitsOnly(model)
     targets = [TARGETS[runtime] for runtime in options.runtimes]
     bundle = edgekit.export(model, torch.from_numpy(images[:2]), folder / f"{name}.edgekit", targets=targets)
@@ -86,9 +92,9 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Iterator[di
             if precision == "int8" and runtime not in INT8:
                 continue
             if precision == "int8":
-                edgekit.quantize(bundle, images, precision=precision, target=TARGETS[runtime])
+                edgekit.quantize(bundle, calibrating, precision=precision, target=TARGETS[runtime])
             for threads in options.threads:
-                peer = PEERS[runtime](whole, folder / name, images, precision=precision, threads=threads)
+                peer = PEERS[runtime](whole, folder / name, calibrating[:64], precision=precision, threads=threads)
                 with edgekit.load(bundle, runtime=runtime, threads=threads, precision=precision) as session:
                     measured = compare(
                         session, peer, images[: options.images], rounds=options.rounds, exact=precision == "float32"

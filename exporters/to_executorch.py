@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
-from edgekit.errors import LoweringError, require
+from edgekit.errors import EdgekitError, LoweringError, require
 from edgekit.exporters.capture import quiet
 from edgekit.exporters.stages import confidence
 from edgekit.plan import SCORES, Stage
@@ -56,13 +56,15 @@ class ExecuTorchTarget:
 
     def __init__(self) -> None:
         # Not executorch.exir, which takes seconds to import and is needed when something is written only.
-        require("executorch.version", extra="executorch", purpose="Exporting to ExecuTorch")
+        _module("version")
 
     def lower(self, program: ExportedProgram, stage: Stage, path: Path, *, specs: Mapping[str, TensorSpec]) -> None:
         """Write a stage. See :meth:`edgekit.interfaces.Target.lower`."""
         with quiet(), _logging_as_it_was():
             try:
                 content = _content(program, stage, specs)
+            except EdgekitError:
+                raise
             except Exception as error:  # torch.export and ExecuTorch raise whatever they come across
                 raise LoweringError(f"stage '{stage.name}' cannot be written for ExecuTorch: {_line(error)}") from error
         path.write_bytes(content)
@@ -74,13 +76,8 @@ class ExecuTorchTarget:
 
 def _content(program: ExportedProgram, stage: Stage, specs: Mapping[str, TensorSpec]) -> bytes:
     """The file of a stage."""
-    exir: Any = require("executorch.exir", extra="executorch", purpose="Exporting to ExecuTorch")
-    passes: Any = require("executorch.exir.passes", extra="executorch", purpose="Exporting to ExecuTorch")
-    xnnpack: Any = require(
-        "executorch.backends.xnnpack.partition.xnnpack_partitioner",
-        extra="executorch",
-        purpose="Exporting to ExecuTorch",
-    )
+    exir, passes = _module("exir"), _module("exir.passes")
+    xnnpack = _module("backends.xnnpack.partition.xnnpack_partitioner")
     rows = ROWS_TOGETHER if stage.whole else 1
     inputs = stage.inputs[:-1] if stage.exit else stage.inputs
     outputs = {"forward": (*stage.live, *stage.head[:1])}
@@ -204,6 +201,10 @@ def _drop_unused_weights(program: ExportedProgram) -> None:
             for held in (program.state_dict, program.constants):
                 held.pop(str(spec.target), None)
     program.graph_module.recompile()
+
+
+def _module(name: str) -> Any:
+    return require(f"executorch.{name}", extra="executorch", purpose="Exporting to ExecuTorch")
 
 
 @contextmanager

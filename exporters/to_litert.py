@@ -132,7 +132,8 @@ def _plain(tensor: Tensor) -> Tensor:
     """
     if tensor.is_contiguous() and bool(tensor.isfinite().all()):
         return tensor
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
 def _reason(error: Exception) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
+import io
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import WeakSet
 
@@ -79,29 +79,19 @@ def set_threads(library: Any, threads: int) -> None:
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """Collects what ExecuTorch writes to standard error, which it does past Python; other lines are passed on."""
+    """Collects the lines that ExecuTorch's library logs to ``sys.stderr``; what else is written there is passed on."""
     said: list[str] = []
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    written = io.StringIO()
     try:
-        kept = os.dup(2)
-    except OSError:  # the process has no standard error
-        yield said
-        return
-    with TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
+        with redirect_stderr(written):
             yield said
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            for line in file.read().splitlines(keepends=True):
-                found = LOG_LINE.match(line.decode(errors="replace"))
-                if found:
-                    said.append(found[1].strip())
-                else:
-                    os.write(2, line)
+    finally:
+        for line in written.getvalue().splitlines(keepends=True):
+            found = LOG_LINE.match(line)
+            if found:
+                said.append(found[1].strip())
+            elif sys.stderr is not None:
+                sys.stderr.write(line)
 
 
 def first_line(error: Exception) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,6 +59,7 @@ class LiteRTRuntime:
         self._threads = threads
         self._xnnpack = xnnpack
         self._library, self._module = _find(library)
+        self._version = _version(self._library, self._module)
 
     def open(self, stage: Stage, artifact: Path) -> LiteRTRunner:
         """One stage. Of two files, each is read when its outputs are first bound; a single one is read now.
@@ -84,7 +86,7 @@ class LiteRTRuntime:
         except Exception as error:  # ValueError or RuntimeError, by where it fails
             line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise BundleError(
-                f"{file}: stage '{stage.name}' does not open in {self._library} {version(self._library)} ({line}); "
+                f"{file}: stage '{stage.name}' does not open in {self._library} {self._version} ({line}); "
                 "export again, or install a newer ai-edge-litert"
             ) from error
         return interpreter
@@ -97,7 +99,7 @@ class LiteRTRuntime:
         """Name, library and its version, device, threads and options."""
         return {
             "name": self.name,
-            "version": version(self._library),
+            "version": self._version,
             "library": self._library,
             "device": "cpu",
             "threads": self._threads,
@@ -205,6 +207,14 @@ def _find(library: str | None) -> tuple[str, ModuleType]:
 def _is_installed(module: str) -> bool:
     """Whether a module's package is there, not whether it loads."""
     return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+def _version(package: str, module: ModuleType) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # another package that brings the same, as tensorflow-cpu
+        root = sys.modules[module.__name__.partition(".")[0]]
+        return str(getattr(root, "__version__", "unknown"))
 
 
 _redirecting = threading.Lock()

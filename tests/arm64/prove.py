@@ -108,8 +108,9 @@ def prove(root: Root, python: str, extra: str, *, networks: list[str], asked: ar
         for cpu in asked.cpu:
             there = root.shared / f"{network}-{extra}-{cpu}.npz"
             command = [python, f"{SHARED}/scripts/answers.py", *(shown(each, root) for each in (bundle, data, there))]
-            if root.run(*command, *options, cpu=cpu) != 0:
-                sys.exit(f"FAILED: {network} does not run on {runtime} on a {cpu}")
+            status = root.run(*command, *options, cpu=cpu)
+            if status != 0:
+                sys.exit(f"FAILED: {network} does not run on {runtime} on a {cpu} (exit status {status})")
             print(f"on a {cpu}:", flush=True)
             compared = [sys.executable, str(HERE / "compare.py"), str(here), str(there)]
             failed += subprocess.run(compared, check=False).returncode != 0

@@ -88,26 +88,52 @@ class Called(nn.Module):
         return self.body(*tensors)
 
 
+class Exits(nn.Module):
+    """Two exits; the first one's head is worth leaving out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.wide = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 60, 3), nn.Conv2d(4, 30, 3)
+        self.early, self.late = nn.Linear(30, 5), nn.Linear(60, 5)
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        return self.early(self.wide(y).relu().mean((2, 3))), self.late(self.b(y).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    with export(Exits(), torch.randn(2, 3, 8, 9), tmp_path_factory.mktemp("exits")) as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def digits_bundle(tmp_path_factory):
     network = registry.find("msdnet-digits")
-    with export(registry.load(network.name), network.example(), tmp_path_factory.mktemp("digits")) as bundle:
-        yield bundle
+    with export(registry.load(network.name), network.example(), tmp_path_factory.mktemp("digits")) as made:
+        yield made
 
 
-def test_the_files_of_a_stage(digits_bundle):
-    files = sorted(name for name in digits_bundle.manifest.files if name.startswith("stages/litert/"))
-    stages = [stage.name for stage in digits_bundle.plan.stages]
-    assert files == sorted(
-        [
-            *(f"stages/litert/{name}.tflite" for name in stages),
-            *(f"stages/litert/{n}-trunk.tflite" for n in stages[:-1]),
-        ]
-    )
-    assert set(digits_bundle.manifest.versions) >= {"litert-torch", "torch"}
-    assert max(digits_bundle.manifest.parity["litert"]["largest_difference"].values()) <= 1e-4
+def test_the_files_of_a_stage(bundle):
+    first, last = (f"stages/litert/{stage.name}" for stage in bundle.plan.stages)
+    sizes = {name: entry.size_bytes for name, entry in bundle.manifest.files.items() if name.startswith("stages/")}
+    assert set(sizes) == {f"{first}.tflite", f"{first}-trunk.tflite", f"{last}.tflite"}
+    assert sizes[f"{first}-trunk.tflite"] + 30 * 4 * 9 * 4 < sizes[f"{first}.tflite"], "the head's weights are left out"
+    assert set(bundle.manifest.versions) >= {"litert-torch", "torch"}
+    assert max(bundle.manifest.parity["litert"]["largest_difference"].values()) <= 1e-5
 
 
+def test_every_exit_alone_and_in_batches(bundle):
+    x = torch.randn(7, 3, 8, 9, generator=torch.Generator().manual_seed(1))
+    with edgekit.load(bundle, runtime="litert") as session, torch.no_grad():
+        for index, expected in enumerate(Exits()(x)):
+            for rows in (slice(0, 7), slice(0, 1), slice(4, 6)):
+                given = session.run(x[rows].numpy(), exit=index).logits
+                np.testing.assert_allclose(given, expected[rows].numpy(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["max_prob", "margin", "neg_entropy"])
 def test_trained_digits_decide_as_eager(digits_bundle, images, score):
     model = registry.load("msdnet-digits")
@@ -134,24 +160,25 @@ def test_trained_digits_decide_as_eager(digits_bundle, images, score):
             np.testing.assert_allclose(logits, eager[taken, np.arange(60)].numpy(), atol=1e-4, rtol=0)
 
 
-def test_every_exit_forced(digits_bundle, images):
+@pytest.mark.slow
+def test_every_exit_of_trained_digits(digits_bundle, images):
     with torch.no_grad():
         eager = registry.load("msdnet-digits")(torch.from_numpy(images))
     with edgekit.load(digits_bundle, runtime="litert") as session:
         for index, expected in enumerate(eager):
-            for batch in (images, images[:1], images[5:8]):
-                rows = slice(0, 60) if len(batch) == 60 else slice(0, 1) if len(batch) == 1 else slice(5, 8)
-                given = session.run(batch, exit=index)
+            for rows in (slice(0, 60), slice(0, 1), slice(5, 8)):
+                given = session.run(images[rows], exit=index)
                 np.testing.assert_allclose(given.logits, expected[rows].numpy(), atol=1e-4, rtol=0)
 
 
-def test_a_trunk_is_the_stage_without_its_head(digits_bundle, images):
-    plan, runtime = digits_bundle.plan, LiteRTRuntime()
+def test_a_trunk_is_the_stage_without_its_head(bundle):
+    plan, runtime = bundle.plan, LiteRTRuntime()
     stage = plan.stages[0]
     buffers = [{name: runtime.allocate(spec, 4) for name, spec in plan.tensors.items()} for _ in range(2)]
-    runner = runtime.open(stage, digits_bundle.artifact("litert", stage.name))
+    runner = runtime.open(stage, bundle.artifact("litert", stage.name))
+    x = np.random.default_rng(0).standard_normal((4, 3, 8, 9)).astype(np.float32)
     for each, outputs in zip(buffers, (stage.outputs, stage.live), strict=True):
-        each[plan.inputs[0].name].write(images[:4])
+        each[plan.inputs[0].name].write(x)
         each[plan.exits[0].temperature].write(np.array(1, np.float32))
         runner.bind(each, rows=4, outputs=outputs)()
     for name in stage.live:
@@ -283,25 +310,33 @@ def test_logits_that_go_on_are_two_outputs(trunk, tmp_path):
 
 
 def test_constants_are_told_apart_and_left_as_they_are(target, tmp_path):
-    """Weights that are not contiguous lie in copies, one after the other in the same place; masks have infinities."""
+    """Channel-last weights are not contiguous: their copies lie in the same place, one after the other."""
 
-    class Net(nn.Module):
+    class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            generator = torch.Generator().manual_seed(0)
-            for name in "abcd":
-                self.register_buffer(name, torch.randn(8, 8, generator=generator).t())
+            torch.manual_seed(0)
+            layers = [nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(6)]
+            self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
             self.register_buffer("mask", torch.zeros(8).masked_fill(torch.arange(8) > 5, -torch.inf))
 
         def forward(self, x):
-            return (torch.softmax(x @ self.a @ self.b @ self.c @ self.d + self.mask, 1),)
+            return (torch.softmax(200 * self.layers(x).mean((2, 3)) + self.mask, 1),)
 
-    kind = ("float32", ("batch", 8))
-    model = Net()
-    written = write_stage(target, tmp_path, model, inputs={"x": kind}, outputs={"y": kind})
+    model = Masked()
+    written = write_stage(
+        target,
+        tmp_path,
+        model,
+        inputs={"x": ("float32", ("batch", 8, 5, 5))},
+        outputs={"y": ("float32", ("batch", 8))},
+    )
     assert model.mask.isinf().sum() == 2
-    x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
-    np.testing.assert_allclose(run_stage(*written, {"x": x})["y"], model(torch.from_numpy(x))[0], atol=1e-5, rtol=0)
+    x = np.random.default_rng(0).standard_normal((4, 8, 5, 5)).astype(np.float32)
+    with torch.no_grad():
+        (expected,) = model(torch.from_numpy(x))
+    assert expected.std(0).max() > 0.1
+    np.testing.assert_allclose(run_stage(*written, {"x": x})["y"], expected, atol=1e-5, rtol=0)
 
 
 def rearranged(net, x):

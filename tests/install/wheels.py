@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--extra", action="append", help="[default: ort and litert]")
     parser.add_argument("--versions", action="store_true", help="tell the version of every package")
     asked = parser.parse_args()
-    wheel = build(ROOT / "build" / "install" / "wheel")
+    wheel = build(ROOT / "build" / "install" / "resolve")
     failed = 0
     for machine in asked.machine or ("aarch64", "x86_64"):
         for system in SYSTEMS:

@@ -331,7 +331,7 @@ def test_the_library_that_is_there_is_taken(monkeypatch, tmp_path, plain):
 
     package = tmp_path / "tflite_runtime"
     package.mkdir()
-    (package / "__init__.py").touch()
+    (package / "__init__.py").write_text("__version__ = '2.99'")
     (package / "interpreter.py").write_text(
         "from builtins import taken_for_tflite_runtime as made\nInterpreter, OpResolverType = made"
     )
@@ -340,7 +340,7 @@ def test_the_library_that_is_there_is_taken(monkeypatch, tmp_path, plain):
     hide(monkeypatch, "ai_edge_litert")
     monkeypatch.syspath_prepend(tmp_path)
     runtime = LiteRTRuntime()
-    assert runtime._library == "tflite-runtime"
+    assert (runtime.describe()["library"], runtime.describe()["version"]) == ("tflite-runtime", "2.99")
     assert next(iter(LIBRARIES)) == "ai-edge-litert"
     stage, specs, path = plain
     buffers = {name: runtime.allocate(spec, 1) for name, spec in specs.items()}
