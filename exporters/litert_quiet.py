@@ -16,6 +16,7 @@ import torch
 
 from edgekit.errors import MissingExtraError, PluginError, require
 from edgekit.exporters.capture import quiet
+from edgekit.streams import unheard
 
 __all__ = ["converter", "undisturbed"]
 
@@ -60,7 +61,7 @@ def undisturbed() -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=()))
         stack.enter_context(quiet())
         stack.enter_context(redirect_stdout(io.StringIO()))
-        stack.enter_context(_unheard())
+        stack.enter_context(unheard())
         os.environ.update(_SETTINGS)
         try:
             yield
@@ -73,17 +74,3 @@ def undisturbed() -> Iterator[None]:
             for logger, (level, propagate, handlers) in zip(known, before, strict=True):
                 logger.setLevel(level)
                 logger.propagate, logger.handlers[:] = propagate, handlers
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Send what is written to the descriptor of standard error nowhere."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(nowhere)
-        os.close(kept)

@@ -24,9 +24,11 @@ from edgekit.bundle import variant
 from edgekit.errors import LoweringError, require
 from edgekit.exporters.quantize_graph import CARRIED, WEIGHTED, Graph, Node
 from edgekit.exporters.quantize_ranges import activation_ranges, shared
+from edgekit.exporters.to_onnx import write_variants
 from edgekit.plan import SCORES, Stage
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from onnx import ModelProto
 
     from edgekit.exporters.survivors import Given
@@ -280,7 +282,7 @@ def _without_detours(model: ModelProto, no_floats: Collection[str]) -> ModelProt
 def _write(model: ModelProto, stage: Stage, path: Path, *, row_by_row: bool) -> None:
     """Write the graph files, each with fewer outputs than the whole, and the weights beside them."""
     import onnx_ir as ir
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass, TopologicalSortPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, TopologicalSortPass
 
     made = ir.serde.deserialize_model(model)
     made = TopologicalSortPass()(ClearMetadataAndDocStringPass()(made).model).model
@@ -288,20 +290,13 @@ def _write(model: ModelProto, stage: Stage, path: Path, *, row_by_row: bool) -> 
     made.metadata_props.clear()
     if row_by_row:
         made.metadata_props[ROW_BY_ROW] = "1"
-    variants = {path: stage.outputs}
-    if stage.exit:
-        logits, *scores = stage.head
-        variants = {path: (*stage.live, logits)}
-        for name, score in zip(SCORES, scores, strict=True):
-            variants[variant(path, name)] = (*stage.live, logits, score)
-        if stage.live:
-            variants[variant(path, "trunk")] = stage.live
-    ir.external_data.unload_from_model(made, path.parent, f"{path.stem}-weights.bin", size_threshold_bytes=SMALL_BYTES)
-    for file, outputs in variants.items():
-        pruned = made.clone()
-        kept = {value.name: value for value in pruned.graph.outputs}
-        pruned.graph.outputs[:] = [kept[name] for name in outputs]
-        file.write_bytes(_bare(ir.serde.serialize_model(RemoveUnusedNodesPass()(pruned).model)).SerializeToString())
+    write_variants(made, stage, path, small_bytes=SMALL_BYTES, save=_save)
+
+
+def _save(model: ir.Model, file: Path) -> None:
+    import onnx_ir as ir
+
+    file.write_bytes(_bare(ir.serde.serialize_model(model)).SerializeToString())
 
 
 def _shorten(graph: Any) -> None:

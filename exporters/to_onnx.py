@@ -12,7 +12,7 @@ times, with and without what is optional, over one file of weights (one that end
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch.export import ExportedProgram
 
-__all__ = ["OnnxTarget"]
+__all__ = ["OnnxTarget", "write_variants"]
 
 OPSET = 18
 """Newest operator set that TensorRT 8.6, the oldest runtime aimed at, reads whole."""
@@ -71,7 +71,7 @@ class OnnxTarget:
         assert onnx_program is not None
         _make_unique(onnx_program.model.graph)
         _pool_globally(onnx_program.model.graph)
-        _write_variants(onnx_program.model, stage, path)
+        write_variants(onnx_program.model, stage, path)
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that write the artifact."""
@@ -152,8 +152,23 @@ def _pool_globally(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
 
 
-def _write_variants(model: ir.Model, stage: Stage, path: Path) -> None:
-    """Write the graph files, each with fewer outputs than the whole, and the weights beside them."""
+def write_variants(
+    model: ir.Model,
+    stage: Stage,
+    path: Path,
+    *,
+    small_bytes: int = SMALL_BYTES,
+    save: Callable[[ir.Model, Path], object] | None = None,
+) -> None:
+    """Write the graph files, each with fewer outputs than the whole, and the weights beside them.
+
+    Args:
+        model: of the whole stage; the metadata of its nodes are dropped.
+        stage: that it computes.
+        path: of the file with live tensors and logits.
+        small_bytes: constants up to this size stay in the graph files.
+        save: writes one graph; ``onnx_ir.save`` if ``None``.
+    """
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
@@ -167,9 +182,9 @@ def _write_variants(model: ir.Model, stage: Stage, path: Path) -> None:
             variants[variant(path, name)] = (*stage.live, logits, score)
         if stage.live:
             variants[variant(path, "trunk")] = stage.live
-    ir.external_data.unload_from_model(model, path.parent, f"{path.stem}-weights.bin", size_threshold_bytes=SMALL_BYTES)
+    ir.external_data.unload_from_model(model, path.parent, f"{path.stem}-weights.bin", size_threshold_bytes=small_bytes)
     for file, outputs in variants.items():
         pruned = model.clone()
         kept = {value.name: value for value in pruned.graph.outputs}
         pruned.graph.outputs[:] = [kept[name] for name in outputs]
-        ir.save(RemoveUnusedNodesPass()(pruned).model, file)
+        (save or ir.save)(RemoveUnusedNodesPass()(pruned).model, file)

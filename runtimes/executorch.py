@@ -31,8 +31,7 @@ from edgekit.runtimes.executorch_library import (
     recorded_operators,
     set_threads,
 )
-from edgekit.runtimes.host import HostBuffer
-from edgekit.runtimes.litert import ChannelsLastBuffer
+from edgekit.runtimes.host import ChannelsLastBuffer, HostBuffer
 from edgekit.runtimes.operators import operator_times
 from edgekit.tensors import TensorSpec
 

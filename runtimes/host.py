@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgekit.interfaces import Buffer
 from edgekit.tensors import TensorSpec
 
-__all__ = ["ALIGNMENT", "HostBuffer"]
+__all__ = ["ALIGNMENT", "ChannelsLastBuffer", "HostBuffer"]
 
 ALIGNMENT = 64
 """Bytes. Kernels take other paths, and round differently, at other alignments; one cache line suits all of them."""
@@ -54,6 +54,40 @@ class HostBuffer:
             return
         for place, row in zip(places.tolist(), rows.tolist(), strict=True):
             self._array[place] = array[row]
+
+
+class ChannelsLastBuffer:
+    """A tensor ``(rows, channels, height, width)`` that lies in memory as ``(rows, height, width, channels)``.
+
+    Args:
+        spec: the tensor.
+        rows: rows to make room for; a tensor that is not batched has its own size.
+    """
+
+    shared = True
+
+    def __init__(self, spec: TensorSpec, rows: int) -> None:
+        self.spec = spec
+        self.rows = rows
+        batch, channels, height, width = spec.shape
+        self._stored = HostBuffer(TensorSpec(spec.name, spec.dtype, (batch, height, width, channels)), rows)
+
+    def write(self, array: NDArray[Any]) -> None:
+        """Copy an array ``(rows, channels, height, width)`` in, from row 0."""
+        self._stored.write(array.transpose(0, 2, 3, 1))
+
+    def read(self, rows: int) -> NDArray[Any]:
+        """The first rows, a view ``(rows, channels, height, width)`` of this memory."""
+        return self.stored(rows).transpose(0, 3, 1, 2)
+
+    def stored(self, rows: int) -> NDArray[Any]:
+        """The first rows as they lie in memory: ``(rows, height, width, channels)``."""
+        return self._stored.read(rows)
+
+    def copy(self, source: Buffer, rows: NDArray[np.intp], places: NDArray[np.intp]) -> None:
+        """Copy rows of another such buffer, or of this one, to places here."""
+        assert isinstance(source, ChannelsLastBuffer)
+        self._stored.copy(source._stored, rows, places)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -6,28 +6,25 @@ A file takes one sample, so a batch runs row by row inside each stage, and a row
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bundle import variant
 from edgekit.errors import BundleError, MissingExtraError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.plan import Stage
-from edgekit.runtimes.host import HostBuffer
+from edgekit.runtimes.host import ChannelsLastBuffer, HostBuffer
 from edgekit.runtimes.litert_graph import Graph
+from edgekit.streams import unheard
 from edgekit.tensors import TensorSpec
 
-__all__ = ["LIBRARIES", "ChannelsLastBuffer", "LiteRTRuntime"]
+__all__ = ["LIBRARIES", "LiteRTRuntime"]
 
 LIBRARIES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
@@ -78,7 +75,7 @@ class LiteRTRuntime:
         kind = self._module.OpResolverType
         resolver = kind.AUTO if self._xnnpack else kind.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
-            with _unheard():
+            with unheard():
                 interpreter = self._module.Interpreter(
                     model_path=str(file), num_threads=self._threads, experimental_op_resolver_type=resolver
                 )
@@ -108,40 +105,6 @@ class LiteRTRuntime:
 
     def close(self) -> None:
         """Nothing to give back: every stage has its own interpreter."""
-
-
-class ChannelsLastBuffer:
-    """A tensor ``(rows, channels, height, width)`` that lies in memory as ``(rows, height, width, channels)``.
-
-    Args:
-        spec: the tensor.
-        rows: rows to make room for; a tensor that is not batched has its own size.
-    """
-
-    shared = True
-
-    def __init__(self, spec: TensorSpec, rows: int) -> None:
-        self.spec = spec
-        self.rows = rows
-        batch, channels, height, width = spec.shape
-        self._stored = HostBuffer(TensorSpec(spec.name, spec.dtype, (batch, height, width, channels)), rows)
-
-    def write(self, array: NDArray[Any]) -> None:
-        """Copy an array ``(rows, channels, height, width)`` in, from row 0."""
-        self._stored.write(array.transpose(0, 2, 3, 1))
-
-    def read(self, rows: int) -> NDArray[Any]:
-        """The first rows, a view ``(rows, channels, height, width)`` of this memory."""
-        return self.stored(rows).transpose(0, 3, 1, 2)
-
-    def stored(self, rows: int) -> NDArray[Any]:
-        """The first rows as they lie in memory: ``(rows, height, width, channels)``."""
-        return self._stored.read(rows)
-
-    def copy(self, source: Buffer, rows: NDArray[np.intp], places: NDArray[np.intp]) -> None:
-        """Copy rows of another such buffer, or of this one, to places here."""
-        assert isinstance(source, ChannelsLastBuffer)
-        self._stored.copy(source._stored, rows, places)
 
 
 class LiteRTRunner:
@@ -192,7 +155,7 @@ def _find(library: str | None) -> tuple[str, ModuleType]:
     names = [library] if library is not None else [name for name in LIBRARIES if _is_installed(LIBRARIES[name])]
     package = names[0] if names else next(iter(LIBRARIES))
     try:
-        with _unheard():
+        with unheard():
             return package, require(LIBRARIES[package], extra="litert", purpose="Running on LiteRT")
     except MissingExtraError:
         raise
@@ -215,21 +178,3 @@ def _version(package: str, module: ModuleType) -> str:
     except PackageNotFoundError:  # another package that brings the same, as tensorflow-cpu
         root = sys.modules[module.__name__.partition(".")[0]]
         return str(getattr(root, "__version__", "unknown"))
-
-
-_redirecting = threading.Lock()
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Send what LiteRT says from C++ on standard error nowhere; its exceptions say what matters."""
-    with _redirecting:  # of two at once, one would restore what the other has put there
-        kept = os.dup(2)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(nowhere)
-            os.close(kept)
