@@ -16,6 +16,10 @@ from torch import nn
 __all__ = ["PEERS", "Peer"]
 
 
+LITERT_INT8 = ("AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "FULLY_CONNECTED", "MAX_POOL_2D", "PAD", "RESHAPE")
+"""Operators of a whole network that are quantised. With ADD among them, masks and all, LiteRT 2.3 ends the process."""
+
+
 class Peer(Protocol):
     """One whole network, open."""
 
@@ -34,7 +38,10 @@ def onnxruntime_peer(model: nn.Module, path: Path, images: np.ndarray, *, precis
         if not file.exists():
             _quantize_onnx(whole, file, images)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    if threads == 1:
+        options.intra_op_num_threads = 1
+    else:
+        options.use_per_session_threads = False  # those of the process, as the stages have
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return Bound(session, {"x": images[:1]})
 
@@ -62,28 +69,45 @@ def _quantize_onnx(whole: Path, file: Path, images: np.ndarray) -> None:
 
 
 def litert_peer(model: nn.Module, path: Path, images: np.ndarray, *, precision: str, threads: int) -> Peer:
-    """Converted whole by litert-torch."""
+    """Converted whole by litert-torch; int8 by ai-edge-quantizer, calibrated on all images."""
     import litert_torch
     from ai_edge_litert.interpreter import Interpreter
 
-    if precision != "float32":
-        raise ValueError("the whole network is not quantised for LiteRT here")
     file = path.with_suffix(".tflite")
     if not file.exists():
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the converter prints its steps
             litert_torch.convert(model.eval(), (torch.from_numpy(images[:1]),)).export(str(file))
+    if precision == "int8":
+        whole, file = file, path.with_suffix(".int8.tflite")
+        if not file.exists():
+            _quantize_litert(whole, file, images)
     interpreter = Interpreter(str(file), num_threads=threads)
     interpreter.allocate_tensors()
     (given,) = interpreter.get_input_details()
     last = max(interpreter.get_output_details(), key=lambda each: each["name"])
+    (scale, zero), is_float = given["quantization"], given["dtype"] == np.float32
 
     def run(x: np.ndarray) -> np.ndarray:
-        interpreter.tensor(given["index"])()[...] = x
+        interpreter.tensor(given["index"])()[...] = x if is_float else np.rint(x / scale + zero).clip(-128, 127)
         interpreter.invoke()
         logits: np.ndarray = interpreter.get_tensor(last["index"])
         return logits
 
     return run
+
+
+def _quantize_litert(whole: Path, file: Path, images: np.ndarray) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer.qtyping import TFLOperationName
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    ((key, signature),) = Interpreter(str(whole)).get_signature_list().items()
+    (name,) = signature["inputs"]
+    made = Quantizer(str(whole))
+    for operator in LITERT_INT8:
+        made.add_static_config(".*", TFLOperationName(operator), activation_num_bits=8, weight_num_bits=8)
+    found = made.calibrate({key: [{name: images[row : row + 1]} for row in range(len(images))]}, num_threads=1)
+    made.quantize(found, enable_progress_bar=False, enable_progress_report=False).export_model(str(file))
 
 
 def executorch_peer(model: nn.Module, path: Path, images: np.ndarray, *, precision: str, threads: int) -> Peer:

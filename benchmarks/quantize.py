@@ -1,9 +1,11 @@
 """int8 calibrated on the samples that survive to each stage, against int8 calibrated on all of them, on zoo networks.
 
-    python benchmarks/quantize.py [NETWORK ...] [--data FOLDER] [--draws 5] [--samples 500] [--bundles FOLDER] [--json]
+    python benchmarks/quantize.py [NETWORK ...] [--data FOLDER] [--draws 5] [--samples 500] [--drop 0.01]
+        [--bundles FOLDER] [--json]
 
-The test set is cut into three: one part finds thresholds, one is drawn from to calibrate int8, the rest tests. For each
-draw both ways are written from the same samples. Told of the rest, for float and both ways:
+int8 is calibrated on draws from the training set. A fifth of the test set finds thresholds and the rest tests (of the
+digits all of it; training images find them). For each draw both ways are written from the same samples. Told of the
+test, for float and both ways:
 
 - accuracy with float's thresholds, and how far logits are from float's where a sample leaves at the same exit,
   the first of several left out, which all samples reach;
@@ -39,8 +41,6 @@ from edgekit.zoo import digits, registry
 
 NAMES = ("msdnet-digits", "moe-digits", "switch-digits", "act-digits", "msdnet-cifar10", "skipnet38-cifar10")
 DATA = Path("../shared/data/cifar10")
-TARGET = 0.01
-"""Drop of accuracy against the last exit for which thresholds are found."""
 WAYS = ("survivors", "all")
 
 
@@ -48,13 +48,11 @@ def parts(network: registry.Network, folder: Path) -> tuple[Dataset, Dataset, Da
     """Samples for thresholds, to draw calibration samples from, and to test."""
     if not network.files:
         test = digits.test_set()
-        order = np.random.default_rng(0).permutation(len(test))
-        # A third of the digits' test set would be a hundred images: training images calibrate int8 there.
-        return digits.calibration_set(), digits.training_set(), test.take(order)
-    test = load_dataset(folder / network.files[1], preprocess=network.preprocess)
+        return digits.calibration_set(), digits.training_set(), test
+    train, test = (load_dataset(folder / file, preprocess=network.preprocess) for file in network.files)
     order = np.random.default_rng(0).permutation(len(test))
-    first, second = len(test) // 5, 3 * len(test) // 5
-    return test.take(order[:first]), test.take(order[first:second]), test.take(order[second:])
+    first = len(test) // 5
+    return test.take(order[:first]), train, test.take(order[first:])
 
 
 def answers(session: edgekit.Session, data: Dataset) -> tuple[np.ndarray, np.ndarray, float | None]:
@@ -69,13 +67,15 @@ def answers(session: edgekit.Session, data: Dataset) -> tuple[np.ndarray, np.nda
     return logits, exits, mean_macs(session.plan, executed, samples=len(data))
 
 
-def measured(session: edgekit.Session, policy: edgekit.Policy, thresholds: Dataset, test: Dataset) -> dict[str, Any]:
+def measured(
+    session: edgekit.Session, policy: edgekit.Policy, thresholds: Dataset, test: Dataset, drop: float
+) -> dict[str, Any]:
     """Right answers with these thresholds, and with new ones for the same target."""
     session.use(policy)
     logits, exits, macs = answers(session, test)
     found = {"logits": logits, "exits": exits, "fixed": logits.argmax(axis=1) == test.labels}
     if len(session.plan.exits) > 1:
-        edgekit.calibrate(session, thresholds, max_drop=TARGET, confidence=None, save=False)
+        edgekit.calibrate(session, thresholds, max_drop=drop, confidence=None, save=False)
         logits, _, macs = answers(session, test)
     return {**found, "target": logits.argmax(axis=1) == test.labels, "macs": macs}
 
@@ -111,7 +111,7 @@ def interval(differences: np.ndarray) -> tuple[float, float, float]:
     return float(each.mean()), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
 
 
-def compare(name: str, folder: Path, *, draws: int, samples: int, data: Path) -> dict[str, Any]:
+def compare(name: str, folder: Path, *, draws: int, samples: int, drop: float, data: Path) -> dict[str, Any]:
     network = registry.find(name)
     thresholds, pool, test = parts(network, data)
     path = folder / f"{name}.edgekit"
@@ -126,8 +126,8 @@ def compare(name: str, folder: Path, *, draws: int, samples: int, data: Path) ->
         policy = edgekit.Policy.never(len(plan.exits))
         with Session(plan, runtime, files) as session:
             if len(plan.exits) > 1:
-                policy = edgekit.calibrate(session, thresholds, max_drop=TARGET, confidence=None, save=False)
-            reference = measured(session, policy, thresholds, test)
+                policy = edgekit.calibrate(session, thresholds, max_drop=drop, confidence=None, save=False)
+            reference = measured(session, policy, thresholds, test, drop)
         few = HeldOut(plan, runtime, files, policy=policy, data=test.take(slice(0, 100)))
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         for draw in range(draws):
@@ -136,7 +136,7 @@ def compare(name: str, folder: Path, *, draws: int, samples: int, data: Path) ->
                 with TemporaryDirectory() as aside:
                     chosen, size, kept = written(bundle, runtime, policy, pool.take(rows), way, Path(aside))
                     with Session(plan, runtime, chosen) as session:
-                        made = measured(session, policy, thresholds, test)
+                        made = measured(session, policy, thresholds, test, drop)
                     before, after = few.times(chosen)
                 made |= {"distance": distance(made, reference), "size": size, "time": after / before, "kept": kept}
                 found[way].append(made)
@@ -190,14 +190,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--drop", type=float, default=0.01, help="of accuracy, for which thresholds are found")
     parser.add_argument("--bundles", type=Path, help="where exported networks are kept from run to run")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     with TemporaryDirectory() as folder:
         for name in chosen.networks:
             found = compare(
-                name, chosen.bundles or Path(folder), draws=chosen.draws, samples=chosen.samples, data=chosen.data
-            )
+                name, chosen.bundles or Path(folder), draws=chosen.draws, samples=chosen.samples, drop=chosen.drop,
+                data=chosen.data,
+            )  # fmt: skip
             if chosen.json:
                 print(json.dumps(found), flush=True)
             else:

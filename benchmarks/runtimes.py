@@ -14,26 +14,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from gates import LogitsOnly
 from measuring import DATA, interleaved, load_images
 from peers import PEERS, Peer
+from torch import nn
 
 import edgekit
+from edgekit.bundle import Bundle
 from edgekit.data import load_dataset
+from edgekit.runtimes.ort_threads import share_threads
 from edgekit.session import Session
 from edgekit.zoo import registry
 
 NETWORKS = ("msdnet-cifar10", "skipnet38-cifar10")
 TARGETS = {"onnxruntime": "onnx", "litert": "litert", "executorch": "executorch"}
-INT8 = ("onnxruntime",)
+INT8 = ("onnxruntime", "litert")
 """Runtimes whose whole peer is quantised here."""
 SAMPLES = 512
 """That int8 is calibrated on."""
@@ -77,8 +83,21 @@ def compare(session: Session, peer: Peer, images: np.ndarray, *, rounds: int, ex
     }
 
 
-def measure(name: str, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One network on every runtime, in every precision, with every number of threads."""
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One network with all files that are measured."""
+
+    name: str
+    bundle: Bundle
+    whole: nn.Module
+    path: Path
+    images: np.ndarray
+    source: str
+    calibrating: np.ndarray
+
+
+def prepare(name: str, folder: Path, options: argparse.Namespace) -> Prepared:
+    """Export, quantise, and write the peers' files."""
     network, model = registry.find(name), registry.load(name)
     images, source = load_images(network, options.data)
     calibrating = np.random.default_rng(1).standard_normal((SAMPLES, *images.shape[1:])).astype(np.float32)
@@ -87,27 +106,44 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> Iterator[di
     whole = model if name.startswith("msdnet") else LogitsOnly(model)
     targets = [TARGETS[runtime] for runtime in options.runtimes]
     bundle = edgekit.export(model, torch.from_numpy(images[:2]), folder / f"{name}.edgekit", targets=targets)
-    for runtime in options.runtimes:
-        for precision in options.precisions:
-            if precision == "int8" and runtime not in INT8:
-                continue
-            if precision == "int8":
-                edgekit.quantize(bundle, calibrating, precision=precision, target=TARGETS[runtime])
-            for threads in options.threads:
-                peer = PEERS[runtime](whole, folder / name, calibrating[:64], precision=precision, threads=threads)
-                with edgekit.load(bundle, runtime=runtime, threads=threads, precision=precision) as session:
-                    measured = compare(
-                        session, peer, images[: options.images], rounds=options.rounds, exact=precision == "float32"
-                    )
-                    version_used = str(session.runtime.describe().get("version", ""))
-                yield {
-                    "network": name,
-                    "images": source,
-                    "runtime": f"{runtime} {version_used}",
-                    "precision": precision,
-                    "threads": threads,
-                    **measured,
-                }
+    for runtime, precision in kinds(options):
+        if precision == "int8":
+            edgekit.quantize(bundle, calibrating, precision=precision, target=TARGETS[runtime])
+        PEERS[runtime](whole, folder / name, calibrating[:64], precision=precision, threads=1)
+    return Prepared(name=name, bundle=bundle, whole=whole, path=folder / name, images=images, source=source,
+                    calibrating=calibrating)  # fmt: skip
+
+
+def kinds(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Runtimes and precisions that are measured."""
+    every = [(runtime, precision) for runtime in options.runtimes for precision in options.precisions]
+    return [(runtime, precision) for runtime, precision in every if precision != "int8" or runtime in INT8]
+
+
+def measure(
+    network: Prepared, runtime: str, precision: str, threads: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One network on one runtime, in one precision, with a number of threads."""
+    # With several threads ONNX Runtime's stages share a pool, and so does the peer: a process has one or the other.
+    shared = {"shared_threads": True} if runtime == "onnxruntime" and threads > 1 else {}
+    if shared:
+        share_threads(onnxruntime, threads)
+    peer = PEERS[runtime](network.whole, network.path, network.calibrating[:64], precision=precision, threads=threads)
+    with edgekit.load(network.bundle, runtime=runtime, threads=threads, precision=precision, **shared) as session:
+        measured = compare(
+            session, peer, network.images[: options.images], rounds=options.rounds, exact=precision == "float32"
+        )
+        version_used = str(session.runtime.describe().get("version", ""))
+    found = {
+        "network": network.name,
+        "images": network.source,
+        "runtime": f"{runtime} {version_used}",
+        "precision": precision,
+        "threads": threads,
+        **measured,
+    }
+    print(json.dumps(found), file=sys.stderr, flush=True)  # a runtime that crashes takes the rest along
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,9 +157,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=10, help="interleaved turns of each variant, for each image")
     parser.add_argument("--data", type=Path, default=DATA, help="CIFAR images")
     options = parser.parse_args(arguments)
+    if len([threads for threads in options.threads if threads > 1]) > 1:
+        parser.error("--threads: one number above 1 in a process, which has one pool of ONNX Runtime's threads")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="edgekit-benchmark-") as name:
-        found = [each for network in options.networks for each in measure(network, Path(name), options)]
+        networks = [prepare(network, Path(name), options) for network in options.networks]
+        found = [
+            measure(network, runtime, precision, threads, options)
+            for threads in sorted(options.threads)
+            for network in networks
+            for runtime, precision in kinds(options)
+        ]
     print(json.dumps({"versions": {"torch": version("torch")}, "batch": 1, "results": found}, indent=1))
 
 

@@ -285,7 +285,7 @@ def quantize(
     Args:
         bundle: open, or where it lies; a set of the same name in it is replaced.
         data: as for :func:`calibrate`: half of the samples find the ranges, the other half measures.
-        precision: ``"int8"``, ``"int8-dynamic"`` or ``"float16"``.
+        precision: ``"int8"``, ``"int8-symmetric"`` (for TensorRT), ``"int8-dynamic"`` or ``"float16"``.
         target: whose float artifacts are taken.
         policy: under which samples survive, or the name of a saved one; when not given the bundle's ``default``, or
             else nobody leaves early.

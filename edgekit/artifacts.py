@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from edgekit.errors import InputError
 
-__all__ = ["FLOAT", "PRECISIONS", "artifact_set", "precision_of"]
+__all__ = ["CALIBRATED", "FLOAT", "PRECISIONS", "artifact_set", "precision_of"]
 
 FLOAT = "float32"
 """As the network was exported."""
-PRECISIONS = (FLOAT, "float16", "int8", "int8-dynamic")
+CALIBRATED = ("int8", "int8-symmetric")
+"""Precisions whose ranges of activations come from samples."""
+PRECISIONS = (FLOAT, "float16", *CALIBRATED, "int8-dynamic")
 """What stages compute in. Tensors that cross between stages keep the plan's dtypes, whatever it is."""
 
 

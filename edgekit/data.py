@@ -316,7 +316,7 @@ def _from_images(files: _Files, source: str, preprocess: Preprocess | None, prog
 
 
 def _decode(content: bytes, name: str, preprocess: Preprocess) -> NDArray[np.uint8]:
-    image_library = require("PIL.Image", extra="demo", purpose="Reading images")
+    image_library = require("PIL.Image", extra="images", purpose="Reading images")
     try:
         with image_library.open(BytesIO(content)) as opened:
             image = opened.convert("RGB" if preprocess.channels == 3 else "L")

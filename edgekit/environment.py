@@ -27,6 +27,7 @@ LIBRARIES = {
     "torch": ("torch",),
     "ai_edge_litert": ("ai-edge-litert",),
     "tflite_runtime": ("tflite-runtime",),
+    "tensorflow": ("tensorflow", "tensorflow-cpu"),
     "tensorrt": ("tensorrt",),
     "executorch": ("executorch",),
 }

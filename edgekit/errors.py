@@ -24,6 +24,7 @@ Every message names what failed (file, stage or tensor) and what to do about it,
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "TrainingError",
     "require",
 ]
+
+_MEND = "install the one made for this Python and system"
 
 
 class EdgekitError(Exception):
@@ -106,23 +109,29 @@ class TrainingError(EdgekitError):
     """A zoo network cannot be trained as asked."""
 
 
-def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+def require(module: str, *, extra: str, purpose: str, mend: str = _MEND) -> ModuleType:
     """Import a library of an optional extra.
 
     Args:
         module: dotted module name, as in ``import module``.
         extra: the edgekit extra that brings it.
         purpose: what needs it, as the start of a sentence ("Running on ONNX Runtime").
+        mend: what to do where it is installed and does not load.
 
     Raises:
         MissingExtraError: it is not installed; the message is the install line.
+        PluginError: it is, but does not load: what it needs is missing, or made for another system.
     """
     library = module.partition(".")[0]
     try:
         return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != library:
-            raise
-        raise MissingExtraError(
-            f"{purpose} needs {library}, which is not installed: pip install 'edgekit[{extra}]'"
+    except (ImportError, OSError, RuntimeError) as error:
+        name = (error.name if isinstance(error, ModuleNotFoundError) else None) or ""
+        if name == library or (name.startswith(f"{library}.") and importlib.util.find_spec(library) is None):
+            raise MissingExtraError(
+                f"{purpose} needs {library}, which is not installed: pip install 'edgekit[{extra}]'"
+            ) from error
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PluginError(
+            f"{purpose} needs {library}, which is installed but does not load ({reason}); {mend}"
         ) from error

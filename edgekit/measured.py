@@ -250,6 +250,8 @@ class StageTime(msgspec.Struct, frozen=True, kw_only=True):
         boundary: from the end of what came before (the stage before it, or its decision) to its start: copies and
             calls; of the first stage, input check and copy.
         share: of the time of one inference through all stages.
+        relative: compute over that of all other stages in the same inference, a ratio that stays when a whole machine
+            slows. ``None`` where there is no other stage.
     """
 
     name: str
@@ -258,6 +260,7 @@ class StageTime(msgspec.Struct, frozen=True, kw_only=True):
     decision: Interval | None
     boundary: Interval
     share: float
+    relative: Interval | None = None
 
 
 class OperatorTime(msgspec.Struct, frozen=True, kw_only=True):

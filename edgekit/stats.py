@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.distributions import beta_quantile, binomial_quantile
 from edgekit.errors import MeasurementError
 from edgekit.measured import Interval, LatencySummary
 
@@ -101,9 +102,7 @@ def conservative_percentile(
     Returns:
         That sample, or ``None`` when there are too few.
     """
-    from scipy.stats import binom
-
-    rank = int(binom.isf(1 - confidence, samples.size, level)) + 2
+    rank = binomial_quantile(confidence, samples.size, level) + 2
     if rank > samples.size:
         return None
     return float(np.partition(samples, rank - 1)[rank - 1])
@@ -153,12 +152,10 @@ def quantile_interval(
     Returns:
         Its ends, or ``None`` where there are too few samples for one that is not the whole range.
     """
-    from scipy.stats import beta
-
     worth = independent_samples(samples, level)
     if worth * min(level, 1 - level) < 3 or samples.size < FEWEST:
         return None
-    places = beta.ppf([(1 - confidence) / 2, (1 + confidence) / 2], *_beta(worth, level))
+    places = [beta_quantile(end, *_beta(worth, level)) for end in ((1 - confidence) / 2, (1 + confidence) / 2)]
     low, high = np.quantile(samples, places, method="hazen")
     return float(low), float(high)
 

@@ -8,13 +8,13 @@ import os
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from types import ModuleType
 
 import numpy as np
 import torch
 
-from edgekit.errors import MissingExtraError, PluginError, require
+from edgekit.errors import require
 from edgekit.exporters.capture import quiet
 from edgekit.streams import unheard
 
@@ -31,19 +31,13 @@ def converter() -> ModuleType:
         MissingExtraError: it is not installed.
         PluginError: it is, but does not load.
     """
-    if "litert_torch" in sys.modules:
-        return require("litert_torch", extra="export-litert", purpose="Exporting to LiteRT")
-    try:
-        with undisturbed():
-            return require("litert_torch", extra="export-litert", purpose="Exporting to LiteRT")
-    except MissingExtraError:
-        raise
-    except (ImportError, OSError) as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise PluginError(
-            f"target 'litert': litert-torch is installed but does not load ({line}): pip install --force-reinstall "
-            "'edgekit[export-litert]'"
-        ) from error
+    with nullcontext() if "litert_torch" in sys.modules else undisturbed():
+        return require(
+            "litert_torch",
+            extra="export-litert",
+            purpose="Exporting to LiteRT",
+            mend="pip install --force-reinstall 'edgekit[export-litert]'",
+        )
 
 
 @contextmanager

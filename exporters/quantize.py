@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from edgekit import plugins
-from edgekit.artifacts import PRECISIONS
+from edgekit.artifacts import CALIBRATED, PRECISIONS
 from edgekit.bundle import Bundle
 from edgekit.data import Dataset
 from edgekit.errors import CalibrationError, InputError
@@ -99,8 +99,8 @@ def quantize_bundle(
             report,
             data=data.source,
             data_sha256=data.sha256,
-            calibrated_on=calibrate_on if precision == "int8" else None,
-            calibration_samples=half if precision == "int8" else 0,
+            calibrated_on=calibrate_on if precision in CALIBRATED else None,
+            calibration_samples=half if precision in CALIBRATED else 0,
         )
         work.save(report)
     return report

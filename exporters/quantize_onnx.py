@@ -1,7 +1,8 @@
 """ONNX stages in lower precision, by ONNX Runtime's own tools.
 
 ``int8`` is static: weights in int8, a scale for each output channel; activations in uint8, between QuantizeLinear and
-DequantizeLinear; biases in int32. ``int8-dynamic`` finds the scale of an activation anew in every run. ``float16``
+DequantizeLinear; biases in int32. ``int8-symmetric`` is what TensorRT takes: activations in int8 with zero points of 0,
+and biases in float. ``int8-dynamic`` finds the scale of an activation anew in every run. ``float16``
 computes in half precision. In all of them, what a stage takes and gives stays as the plan says, and so does what
 decides: the classifier of an exit and its scores, and the last product of a gate and what follows.
 
@@ -47,7 +48,7 @@ class OnnxQuantizer:
     target = "onnx"
     suffix = ".onnx"
     runtime = "onnxruntime"
-    precisions: tuple[str, ...] = ("int8", "int8-dynamic", "float16")
+    precisions: tuple[str, ...] = ("int8", "int8-symmetric", "int8-dynamic", "float16")
 
     def __init__(self) -> None:
         for module in ("onnx", "onnx_ir", "onnxruntime"):
@@ -69,7 +70,7 @@ class OnnxQuantizer:
                 elif precision == "int8-dynamic":
                     made = _dynamic(model, chosen)
                 else:
-                    made = _static(model, graph, chosen, given)
+                    made = _static(model, graph, chosen, given, symmetric=precision == "int8-symmetric")
         except (ValueError, RuntimeError, AssertionError, KeyError) as error:
             line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise LoweringError(
@@ -160,14 +161,14 @@ def _copy(model: ModelProto) -> ModelProto:
     return made
 
 
-def _static(model: ModelProto, graph: Graph, chosen: Collection[str], given: Given) -> ModelProto:
+def _static(model: ModelProto, graph: Graph, chosen: Collection[str], given: Given, *, symmetric: bool) -> ModelProto:
     """Ranges from what the stage is given, then ONNX Runtime's quantiser."""
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     activations = graph.activations(chosen)
-    ranges = activation_ranges(_runner(model, activations), given.feeds)
+    ranges = activation_ranges(_runner(model, activations), given.feeds, symmetric=symmetric)
     ranges = shared(ranges, graph.joined(chosen))
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     quantizer = QDQQuantizer(
@@ -175,12 +176,12 @@ def _static(model: ModelProto, graph: Graph, chosen: Collection[str], given: Giv
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
+        activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
         nodes_to_quantize=sorted(chosen),
         nodes_to_exclude=[],
         op_types_to_quantize=sorted(WEIGHTED | CARRIED),
-        extra_options={"WeightSymmetric": True},
+        extra_options={"WeightSymmetric": True, "ActivationSymmetric": symmetric, "QuantizeBias": not symmetric},
     )
     return _without_zeros(quantizer.quantize_model())
 

@@ -23,10 +23,13 @@ SHRINKS = np.linspace(1.0, 0.2, 81)
 """How much of the whole range is tried."""
 
 
-def activation_ranges(run: Run, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Range]:
+def activation_ranges(
+    run: Run, feeds: Sequence[Mapping[str, NDArray[Any]]], *, symmetric: bool = False
+) -> dict[str, Range]:
     """For each activation the range of least rounding and clipping error over the feeds; runs each feed twice.
 
-    Values that are not finite are left out; an activation without any other has the range ``(0, 0)``.
+    Values that are not finite are left out; an activation without any other has the range ``(0, 0)``. Symmetric ranges
+    have zero in their middle.
     """
     ends: dict[str, Range] = {}
     for feed in feeds:
@@ -36,6 +39,8 @@ def activation_ranges(run: Run, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> 
             if finite.size:
                 low, high = min(low, float(finite.min())), max(high, float(finite.max()))
             ends[name] = (low, high)
+    if symmetric:
+        ends = {name: (-max(-low, high), max(-low, high)) for name, (low, high) in ends.items()}
     counts = {name: np.zeros(BINS, dtype=np.int64) for name in ends}
     for feed in feeds:
         for name, values in run(feed).items():

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from edgekit.artifacts import FLOAT, artifact_set
+from edgekit.artifacts import CALIBRATED, FLOAT, artifact_set
 from edgekit.bundle import Bundle
 from edgekit.data import Dataset
 from edgekit.errors import BundleError, LoweringError
@@ -116,7 +116,7 @@ class Work:
         for name in keep_float:
             self.stages[name].kept = "asked for"
         asked = [stage for stage in self.plan.stages if stage.name not in keep_float]
-        calibrates = self.precision == "int8"
+        calibrates = self.precision in CALIBRATED
         short = []
         for stage, given in self._given(asked, plan, policy, data, CALIBRATION_ROWS if calibrates else 1):
             self.stages[stage.name].reached = given.reached if calibrates else None
@@ -147,7 +147,7 @@ class Work:
 
     def _write_stage(self, found: _Stage, given: Given) -> None:
         stage = found.stage
-        if self.precision == "int8":
+        if self.precision in CALIBRATED:
             found.rows = given.rows
             if not given.rows:
                 found.kept = "no sample came to it, not even where gates let all through"

@@ -29,8 +29,8 @@ ALLOWED = ("tf32", "float16")
 
 _ELSEWHERE = "run the network on another runtime, as onnxruntime, or use a newer TensorRT"
 _INT8 = (
-    "TensorRT takes static int8 with zero points of 0 and biases in float: run the float32 or float16 artifacts, or "
-    "another runtime, as onnxruntime"
+    "TensorRT takes static int8 with zero points of 0 and biases in float: edgekit quantize BUNDLE --precision "
+    "int8-symmetric, and run that"
 )
 
 STEPS = 100

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from edgekit.distributions import t_quantile
 from edgekit.measured import Energy, Interval, MeterFacts, Window
 from edgekit.profiles.protocol import Protocol
 from edgekit.profiles.recorder import Recorder
@@ -222,7 +223,8 @@ def energy_of(name: str, windows: Sequence[Window], facts: MeterFacts) -> Energy
     half_j = None
     if len(mine) > 2:
         bound_j = median(window.bound_j / window.inferences for window in mine)
-        half_j = MEDIAN_COST * _t(len(mine) - 1) * float(np.std(each_j, ddof=1)) / len(mine) ** 0.5 + bound_j
+        error_j = float(np.std(each_j, ddof=1)) / len(mine) ** 0.5
+        half_j = MEDIAN_COST * t_quantile((1 + CONFIDENCE) / 2, len(mine) - 1) * error_j + bound_j
     idle = idle_w(windows)
     least, most = (each_w * each_s for each_w in _idle_ends_w(windows)) if idle else (None, None)
     return msgspec.structs.replace(
@@ -265,8 +267,6 @@ def difference(after: str, before: str | None, windows: Sequence[Window]) -> Int
         before: of the other; ``None`` for nothing, as before the first exit.
         windows: of a whole measurement.
     """
-    from scipy.stats import t
-
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for each in windows:
         if each.kind not in ("slope", IDLE):
@@ -280,11 +280,5 @@ def difference(after: str, before: str | None, windows: Sequence[Window]) -> Int
     weight = sum(error**2 / (len(side) - 1) for error, side in zip(errors, sides, strict=True))
     freedom = sum(errors) ** 2 / weight if weight > 0 else 1.0
     value = means[0] - (means[1] if len(means) > 1 else 0.0)
-    half_j = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * sum(errors) ** 0.5 + bound_j
+    half_j = t_quantile((1 + CONFIDENCE) / 2, freedom) * sum(errors) ** 0.5 + bound_j
     return Interval(value=value, low=value - half_j, high=value + half_j)
-
-
-def _t(freedom: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))

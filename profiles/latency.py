@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.data import Dataset
 from edgekit.errors import MeasurementError
@@ -18,6 +19,7 @@ from edgekit.profiles.protocol import Protocol
 from edgekit.profiles.system import collector_off
 from edgekit.profiles.workloads import STREAM, Workload
 from edgekit.progress import Progress
+from edgekit.stats import quantile_interval
 
 if TYPE_CHECKING:
     from edgekit.session import Session
@@ -26,6 +28,10 @@ __all__ = ["Timed", "Timings", "close_latency", "measure_latency"]
 
 STEADY = 0.02
 """How near two stretches of warm-up must be to each other."""
+MOST_TIMES = 3
+"""How many times the seconds asked for a measurement lasts at most for the sake of its medians."""
+LOOK_EVERY_S = 5.0
+"""How often a measurement that lasts for its medians' sake looks at them, between two rounds."""
 
 
 class Timed(NamedTuple):
@@ -160,8 +166,9 @@ def measure_latency(
         timings.steady = _warm_up(turns, protocol, progress) and timings.steady is not False
         turns.begin_pass(timings.taken[STREAM])
         before_s, start, told = timings.seconds, clock(), -1
+        medians = _Medians(works, protocol)
         while True:
-            done = _done_percent(timings, protocol, samples=len(data))
+            done = min(_done_percent(timings, protocol, samples=len(data)), medians.known_percent(timings))
             if done > told:  # seldom, so that whoever draws does not run between the samples
                 progress("measure latency", done, 100)
                 told = done
@@ -205,6 +212,32 @@ def _done_percent(timings: Timings, protocol: Protocol, *, samples: int) -> int:
     counted = timings.rounds / protocol.min_samples
     lasted = timings.seconds / protocol.min_seconds if protocol.min_seconds else 1.0
     return math.floor(100 * min(passed, counted, lasted, 1.0))
+
+
+class _Medians:
+    """How well medians of the exits are known, as far as the protocol asks; looked at every now and then."""
+
+    def __init__(self, works: Sequence[Workload], protocol: Protocol) -> None:
+        self._exits = [work.name for work in works if work.kind == "exit"]
+        self._protocol = protocol
+        self._next_s, self._percent = protocol.min_seconds, 100  # no look before that
+        self._most_s = min(protocol.max_seconds, MOST_TIMES * protocol.min_seconds)
+
+    def known_percent(self, timings: Timings) -> int:
+        """Of the samples that are needed; an interval shrinks as the root of their number grows."""
+        if self._protocol.median_within == 0 or timings.seconds >= self._most_s:
+            return 100
+        if timings.seconds >= self._next_s:
+            self._next_s = timings.seconds + LOOK_EVERY_S
+            half = max(self._half(np.array(timings.host_ns(name), dtype=np.float64)) for name in self._exits)
+            known = half <= self._protocol.median_within
+            self._percent = 100 if known else int(99 * (self._protocol.median_within / half) ** 2)
+        return self._percent
+
+    @staticmethod
+    def _half(samples: NDArray[np.float64]) -> float:
+        found, middle = quantile_interval(samples, 0.5), float(np.median(samples))
+        return (found[1] - found[0]) / 2 / middle if found is not None and middle > 0 else math.inf
 
 
 def close_latency(timings: Timings, works: Sequence[Workload]) -> Closure:

@@ -238,6 +238,7 @@ def _stage_times(plan: Plan, turns: _Turns) -> Iterator[StageTime]:
         if runs is None or totals_ns is None:
             continue
         pieces = [run[name] for run in runs]
+        others_ns = np.array([sum(piece.compute for piece in run.values()) - run[name].compute for run in runs])
         compute_s = _seconds([piece.compute for piece in pieces])
         decided = [run[name].decision for run in free if name in run]
         decision_s = _seconds([each for each in decided if each is not None])
@@ -249,6 +250,7 @@ def _stage_times(plan: Plan, turns: _Turns) -> Iterator[StageTime]:
             decision=_middle(decision_s) if decision_s.size >= FEWEST_DECISIONS else None,
             boundary=_middle(_seconds([piece.boundary for piece in pieces])),
             share=float(np.median([piece.whole for piece in pieces]) / np.median(totals_ns)),
+            relative=_middle(compute_s * 1e9 / others_ns) if np.all(others_ns > 0) else None,
         )
 
 

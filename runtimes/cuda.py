@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from types import ModuleType
@@ -29,11 +30,14 @@ def load_cuda(purpose: str) -> ModuleType:
 
     Raises:
         MissingExtraError: cuda-python is not installed.
+        PluginError: it is, but does not load.
     """
     try:
         return require("cuda.bindings.runtime", extra="tensorrt", purpose=purpose)
-    except MissingExtraError:
-        return require("cuda.cudart", extra="tensorrt", purpose=purpose)
+    except (MissingExtraError, PluginError):
+        with suppress(MissingExtraError, PluginError):
+            return require("cuda.cudart", extra="tensorrt", purpose=purpose)
+        raise
 
 
 class Cuda:

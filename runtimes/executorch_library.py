@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import io
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +16,7 @@ from weakref import WeakSet
 
 import msgspec
 
-from edgekit.errors import MeasurementError, MissingExtraError, PluginError, require
+from edgekit.errors import MeasurementError, PluginError, require
 
 __all__ = ["first_line", "hold_threads", "listening", "load_library", "recorded_operators", "set_threads"]
 
@@ -37,18 +35,11 @@ def load_library() -> tuple[Any, Any]:
         PluginError: one of them does not load.
     """
     purpose = "Running on ExecuTorch"
+    mend = "install versions of executorch and torch that belong together"
     require("executorch.version", extra="executorch", purpose=purpose)
-    try:
-        torch = require("torch", extra="executorch", purpose=purpose)
-        # Not its public wrappers: they import the whole exporter, which takes seconds.
-        return torch, importlib.import_module("executorch.extension.pybindings._C")
-    except MissingExtraError:
-        raise
-    except (ImportError, OSError) as error:
-        raise PluginError(
-            f"runtime 'executorch': executorch {version('executorch')} is installed, but its library does not load "
-            f"({first_line(error)}); install versions of executorch and torch that belong together"
-        ) from error
+    torch = require("torch", extra="executorch", purpose=purpose, mend=mend)
+    # Not its public wrappers: they import the whole exporter, which takes seconds.
+    return torch, require("executorch.extension.pybindings._C", extra="executorch", purpose=purpose, mend=mend)
 
 
 def hold_threads(holder: object) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgekit.bundle import variant
-from edgekit.errors import BundleError, MissingExtraError, PluginError, require
+from edgekit.errors import BundleError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.plan import Stage
 from edgekit.runtimes.host import ChannelsLastBuffer, HostBuffer
@@ -154,17 +154,9 @@ def _find(library: str | None) -> tuple[str, ModuleType]:
         raise PluginError(f"runtime 'litert': no library '{library}' (there are {', '.join(LIBRARIES)})")
     names = [library] if library is not None else [name for name in LIBRARIES if _is_installed(LIBRARIES[name])]
     package = names[0] if names else next(iter(LIBRARIES))
-    try:
-        with unheard():
-            return package, require(LIBRARIES[package], extra="litert", purpose="Running on LiteRT")
-    except MissingExtraError:
-        raise
-    except (ImportError, OSError) as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise PluginError(
-            f"runtime 'litert': {package} is installed but does not load ({line}); install the one made for this "
-            "Python and processor, or name another library"
-        ) from error
+    mend = "install the one made for this Python and processor, or name another library"
+    with unheard():
+        return package, require(LIBRARIES[package], extra="litert", purpose="Running on LiteRT", mend=mend)
 
 
 def _is_installed(module: str) -> bool:

@@ -29,6 +29,7 @@ from edgekit.runtimes.ort_providers import (
     options_text,
     provider_name,
 )
+from edgekit.runtimes.ort_threads import require_own_threads, share_threads
 from edgekit.runtimes.variants import serving, variants
 from edgekit.tensors import TensorSpec
 
@@ -51,6 +52,9 @@ class OrtRuntime:
 
     Args:
         threads: that compute inside an operator.
+        shared_threads: let all stages work with one pool of threads, the process's, instead of one pool each: with
+            several threads, that saves most of what the way from stage to stage costs. ONNX Runtime then refuses
+            sessions with a pool of their own: everything in the process that runs on it must share.
         provider: execution provider, as ``"cuda"`` or ``"CUDAExecutionProvider"``.
         provider_options: of the provider, by its own names, as ``{"device_id": 0}``.
         device_memory: with ``"cuda"`` and ``"tensorrt"``, keep tensors on the GPU between stages, by cuda-python;
@@ -64,7 +68,8 @@ class OrtRuntime:
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        PluginError: the provider or an option does not exist here, or the provider's libraries do not load.
+        PluginError: the provider or an option does not exist here, the provider's libraries do not load, or threads
+            cannot be shared.
     """
 
     name = "onnxruntime"
@@ -74,6 +79,7 @@ class OrtRuntime:
         self,
         *,
         threads: int = 1,
+        shared_threads: bool = False,
         provider: str = CPU,
         provider_options: Mapping[str, Any] | None = None,
         device_memory: bool = True,
@@ -96,9 +102,16 @@ class OrtRuntime:
         self._assigned: dict[str, Assigned] = {}
         self.row_by_row = threads > 1 if row_by_row is None else row_by_row
         self._given = {**_OWN_OPTIONS, **(session_options or {})}
+        self._shared_threads = shared_threads
+        if shared_threads:
+            self._given = {"use_per_session_threads": False, **self._given}
+        else:
+            require_own_threads()
         if self._provider != CPU:
             self._given = {RECORD: "1", NO_CPU: str(int(not fallback)), **self._given}
         self._options = self._make_options()
+        if shared_threads:
+            share_threads(self.ort, threads)  # for good, so after all else that may be refused
         self._records: TemporaryDirectory[str] | None = None
         self._recording: list[tuple[str, Any]] = []
         arena = self.ort.OrtMemoryInfo(
@@ -110,8 +123,9 @@ class OrtRuntime:
 
     def _make_options(self) -> Any:
         options = self.ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
+        if not self._shared_threads:
+            options.intra_op_num_threads = self._threads
+            options.inter_op_num_threads = 1
         options.execution_mode = self.ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
@@ -215,6 +229,7 @@ class OrtRuntime:
         """
         made = OrtRuntime(
             threads=self._threads,
+            shared_threads=self._shared_threads,
             provider=self._provider,
             provider_options={k: v for k, v in self._provider_options.items() if "user_compute_stream" not in k},
             device_memory=self.cuda is not None,

@@ -27,6 +27,7 @@ from edgekit.tensors import TensorSpec
 __all__ = ["TensorRTRuntime"]
 
 _PURPOSE = "Running on TensorRT"
+_MEND = "install the libraries of the same version, and put their folder on LD_LIBRARY_PATH"
 
 
 class TensorRTRuntime:
@@ -288,16 +289,10 @@ class TensorRTRunner:
 
 def _load_tensorrt() -> Any:
     try:
-        return require("tensorrt", extra="tensorrt", purpose=_PURPOSE)
+        return require("tensorrt", extra="tensorrt", purpose=_PURPOSE, mend=_MEND)
     except MissingExtraError as error:
         raise MissingExtraError(
             f"{_PURPOSE} needs tensorrt, which is not installed: on a Jetson it comes with JetPack (sudo apt install "
             "nvidia-jetpack; a virtual environment needs --system-site-packages), elsewhere: pip install tensorrt. "
             "What it needs besides: pip install 'edgekit[tensorrt]'"
-        ) from error
-    except (ImportError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PluginError(
-            f"runtime 'tensorrt': tensorrt is installed but does not load its libraries ({reason}): "
-            "install the libraries of the same version, and put their folder on LD_LIBRARY_PATH"
         ) from error

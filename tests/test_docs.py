@@ -69,6 +69,7 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert str(result.executed) in printed[0]
 
 
+@pytest.mark.slow
 def test_attached_exits_of_the_readme_answer(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch", reason="exporting needs the export extra")
     pytest.importorskip("sklearn", reason="the digits need the demo extra")

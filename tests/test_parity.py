@@ -706,6 +706,7 @@ def test_digits_on_onnxruntime_against_eager(exported_digits):
     assert leaves.mean() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_ways_through_gates_are_those_of_the_stages_that_ran(tmp_path):
     pytest.importorskip("torch", reason="exporting needs the export extra")
     from edgekit.zoo import digits, registry

@@ -34,7 +34,7 @@ from edgekit.zoo.weight_files import load_weights
 __all__ = ["NETWORKS", "WEIGHTS", "Network", "find", "load"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Trained weights that come with edgekit: ``NAME.safetensors``, and ``NAME.md``, the model card."""
+"""Trained weights, ``NAME.safetensors``, and ``NAME.md``, the model card. A wheel holds those for digits only."""
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 """Class names in label order: alphabetical, as image folders are read."""
@@ -383,7 +383,10 @@ def load(name: str, *, weights: str | Path | None = None) -> nn.Module:
     path = WEIGHTS / f"{name}.safetensors" if weights is None else Path(weights)
     if not path.exists():
         data = " --data FOLDER" if network.files else ""
-        raise TrainingError(f"{path}: no such weights; train them: edgekit zoo train {name}{data} --output FOLDER")
+        raise TrainingError(
+            f"{path}: no such weights; train them: edgekit zoo train {name}{data} --output FOLDER, or take them from "
+            "zoo/weights of edgekit's source, which has more than an installed wheel"
+        )
     model = network.build()
     load_weights(model, path)
     return model.eval()

@@ -353,7 +353,7 @@ def provenance_of(
         samples=len(data),
         settings=settings,
         results=results,
-        versions={name: _version(name) for name in ("edgekit", "numpy", "scipy")},
+        versions={name: _version(name) for name in ("edgekit", "numpy")},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
 

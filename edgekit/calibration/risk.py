@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.distributions import binomial_cdf, binomial_sf, bisect, first
 from edgekit.errors import CalibrationError
 
 __all__ = [
@@ -123,8 +123,7 @@ def p_value(losses: NDArray[np.float64], *, test: Test, epsilon: float, delta: f
 def binomial_p_value(successes: int, n: int, epsilon: float) -> float:
     """``P[Bin(n, epsilon) <= successes]``: exact for 0/1 losses, relative error about 1e-12.
 
-    Clopper and Pearson 1934. The probability of ``successes`` itself is Loader's (Fast and Accurate Computation of
-    Binomial Probabilities, 2000); the others follow by ratios of neighbours.
+    Clopper and Pearson 1934.
 
     Args:
         successes: samples with loss 1.
@@ -136,7 +135,7 @@ def binomial_p_value(successes: int, n: int, epsilon: float) -> float:
     """
     successes, n = _counts(successes, n)
     require_share("epsilon", epsilon)
-    return _binomial_cdf(successes, n, epsilon)
+    return binomial_cdf(successes, n, epsilon)
 
 
 def ternary_p_value(lost: int, gained: int, n: int, epsilon: float, delta: float) -> float:
@@ -206,7 +205,7 @@ def clopper_pearson_upper(successes: int, n: int, delta: float) -> float:
     require_share("delta", delta)
     if successes == n:
         return 1.0
-    return _bisect(lambda rate: _binomial_cdf(successes, n, rate) > delta)
+    return bisect(lambda rate: binomial_cdf(successes, n, rate) > delta)
 
 
 def clopper_pearson_lower(successes: int, n: int, delta: float) -> float:
@@ -221,7 +220,7 @@ def clopper_pearson_lower(successes: int, n: int, delta: float) -> float:
     require_share("delta", delta)
     if successes == 0:
         return 0.0
-    return _bisect(lambda rate: _binomial_sf(successes - 1, n, rate) <= delta)
+    return bisect(lambda rate: binomial_sf(successes - 1, n, rate) <= delta)
 
 
 def hoeffding_bentkus_p_value(total: float, n: int, epsilon: float) -> float:
@@ -249,7 +248,7 @@ def hoeffding_bentkus_p_value(total: float, n: int, epsilon: float) -> float:
         return 1.0
     mean = min(total / n, epsilon)
     divergence = _x_log_ratio(mean, epsilon) + _x_log_ratio(1 - mean, 1 - epsilon)
-    return min(math.exp(-n * divergence), math.e * _binomial_cdf(math.ceil(total), n, epsilon), 1.0)
+    return min(math.exp(-n * divergence), math.e * binomial_cdf(math.ceil(total), n, epsilon), 1.0)
 
 
 def wsr_p_value(losses: NDArray[np.float64], epsilon: float, delta: float) -> float:
@@ -309,7 +308,7 @@ def smallest_sample(epsilon: float, delta: float, test: Test = "binomial") -> in
     """
     require_share("epsilon", epsilon)
     require_share("delta", delta)
-    return _first(lambda n: p_value(np.zeros(n), test=test, epsilon=epsilon, delta=delta) <= delta, above=0)
+    return first(lambda n: p_value(np.zeros(n), test=test, epsilon=epsilon, delta=delta) <= delta, above=0)
 
 
 def samples_for_power(epsilon: float, delta: float, *, risk: float, power: float = 0.9, test: Test = "binomial") -> int:
@@ -339,12 +338,12 @@ def samples_for_power(epsilon: float, delta: float, *, risk: float, power: float
 
     def first_with(count: int, above: int) -> int:
         """The fewest samples that accept with ``count`` losses."""
-        return _first(lambda n: p_values[test](min(count, n), n, epsilon) <= delta, above=above)
+        return first(lambda n: p_values[test](min(count, n), n, epsilon) <= delta, above=above)
 
     count, n = 0, first_with(0, 0)
     if risk == 0:
         return n
-    while _binomial_cdf(count, (following := first_with(count + 1, n)) - 1, risk) < power:
+    while binomial_cdf(count, (following := first_with(count + 1, n)) - 1, risk) < power:
         count, n = count + 1, following
     return n
 
@@ -363,78 +362,3 @@ def _counts(successes: int, n: int) -> tuple[int, int]:
 def _x_log_ratio(a: float, b: float) -> float:
     """``a ln(a / b)``, 0 for ``a = 0``."""
     return a * math.log(a / b) if a > 0 else 0.0
-
-
-def _first(fits: Callable[[int], bool], *, above: int) -> int:
-    """The smallest whole number greater than ``above`` that fits, where all greater ones do too."""
-    step = 1
-    while not fits(above + step):
-        step *= 2
-    low, high = above + step // 2, above + step
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
-
-
-def _bisect(below: Callable[[float], bool]) -> float:
-    """Where ``below`` turns false between 0 and 1, to the last bit."""
-    low, high = 0.0, 1.0
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if below(middle) else (low, middle)
-    return high
-
-
-def _binomial_cdf(k: int, n: int, p: float) -> float:
-    """``P[Bin(n, p) <= k]``."""
-    if k >= n:
-        return 1.0
-    if k < n * p:
-        return _lower_tail(k, n, p, 1 - p)
-    return 1 - _lower_tail(n - k - 1, n, 1 - p, p)
-
-
-def _binomial_sf(k: int, n: int, p: float) -> float:
-    """``P[Bin(n, p) > k]``, for ``0 <= k < n``."""
-    if k < n * p:
-        return 1 - _lower_tail(k, n, p, 1 - p)
-    return _lower_tail(n - k - 1, n, 1 - p, p)
-
-
-def _lower_tail(k: int, n: int, p: float, q: float) -> float:
-    """``P[Bin(n, p) <= k]`` for ``k`` up to about the mean, ``q = 1 - p``: the terms from ``k`` down to negligible."""
-    terms = int(10 * math.sqrt(n * p * q)) + 100
-    j = np.arange(k, max(k - terms, 0), -1, dtype=np.float64)
-    ratios = j * q / ((n - j + 1) * p)  # P[Bin = j - 1] / P[Bin = j]
-    return min(1.0, _binomial_pmf(k, n, p, q) * (1 + float(np.cumprod(ratios).sum())))
-
-
-def _binomial_pmf(k: int, n: int, p: float, q: float) -> float:
-    """``P[Bin(n, p) = k]`` for ``k < n``, by Loader 2000, equations 4 to 6: no large logarithms that cancel."""
-    if k == 0:
-        return math.exp(n * (math.log1p(-p) if p < q else math.log(q)))
-    exponent = (
-        _stirling_error(n) - _stirling_error(k) - _stirling_error(n - k) - _deviance(k, n * p) - _deviance(n - k, n * q)
-    )
-    return math.exp(exponent) * math.sqrt(n / (2 * math.pi * k * (n - k)))
-
-
-def _stirling_error(n: int) -> float:
-    """``ln n! - ln(sqrt(2 pi n) (n / e)^n)``."""
-    if n < 16:
-        return math.lgamma(n + 1) - (n + 0.5) * math.log(n) + n - 0.5 * math.log(2 * math.pi)
-    square = float(n * n)
-    return (1 / 12 - (1 / 360 - (1 / 1260 - (1 / 1680 - 1 / 1188 / square) / square) / square) / square) / n
-
-
-def _deviance(x: float, mean: float) -> float:
-    """``x ln(x / mean) + mean - x``; by a series where the two are close and would cancel."""
-    if abs(x - mean) >= 0.1 * (x + mean):
-        return x * math.log(x / mean) + mean - x
-    ratio = (x - mean) / (x + mean)
-    total, term = (x - mean) * ratio, 2 * x * ratio
-    for power in range(3, 1000, 2):
-        term *= ratio * ratio
-        if total == (total := total + term / power):
-            break
-    return total

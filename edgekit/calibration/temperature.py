@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.calibration.scores import negative_log_likelihood
+from edgekit.calibration.scores import log_softmax
+from edgekit.distributions import bisect
 
 __all__ = ["TEMPERATURE_RANGE", "fit_temperature"]
 
@@ -20,7 +20,8 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]
     """The temperature of least negative log-likelihood, rounded to float32.
 
     Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks, 2017, section 4.2. The likelihood is
-    concave in ``1 / T``, so its only optimum is found by a bounded search over ``log T``.
+    concave in ``1 / T``, so its only optimum is where its derivative changes sign: where the logit that the
+    probabilities expect is, on average, that of the label.
 
     Args:
         logits: ``(samples, classes)``, finite.
@@ -29,13 +30,12 @@ def fit_temperature(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]
     Returns:
         A value within :data:`TEMPERATURE_RANGE`.
     """
-    from scipy.optimize import minimize_scalar
+    wide = logits.astype(np.float64)
+    of_labels = wide[np.arange(len(labels)), labels].mean()
 
-    low, high = (math.log(bound) for bound in TEMPERATURE_RANGE)
-    found = minimize_scalar(
-        lambda log_temperature: negative_log_likelihood(logits, labels, temperature=math.exp(log_temperature)),
-        bounds=(low, high),
-        method="bounded",
-        options={"xatol": 1e-5},
-    )
-    return float(np.float32(math.exp(found.x)))
+    def too_sure(temperature: float) -> bool:
+        probabilities = np.exp(log_softmax(wide, temperature=temperature))
+        return bool((probabilities * wide).sum(axis=1).mean() > of_labels)
+
+    low, high = TEMPERATURE_RANGE
+    return float(np.float32(bisect(too_sure, low=low, high=high)))

@@ -150,7 +150,7 @@ def runtime_options(text: str) -> dict[str, Any]:
     return {"runtime": name, **given}
 
 
-def _named(text: str, *, alone: str) -> tuple[str, dict[str, int | float | str]]:
+def _named(text: str, *, alone: str) -> tuple[str, dict[str, bool | int | float | str]]:
     """``name:key=value,key=value``; a single value without a key has the key ``alone``."""
     name, _, rest = text.partition(":")
     pairs = [part.partition("=") for part in rest.split(",")] if rest else []
@@ -159,8 +159,10 @@ def _named(text: str, *, alone: str) -> tuple[str, dict[str, int | float | str]]
     return name, {key: _plain(value) for key, _, value in pairs}
 
 
-def _plain(text: str) -> int | float | str:
-    """``0x40`` is 64, ``0.1`` a number, anything else text."""
+def _plain(text: str) -> bool | int | float | str:
+    """``0x40`` is 64, ``0.1`` a number, ``true`` and ``false`` are what they say, anything else text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     with suppress(ValueError):
         return int(text, 0)
     with suppress(ValueError):

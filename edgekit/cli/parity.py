@@ -78,6 +78,7 @@ def command(
     ] = None,
     threads: options.Threads = 1,
     path: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file to write.")] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Page to write: pictures, every flip at an exit.")] = None,
     json: options.Json = False,
 ) -> None:
     """Hold runtimes against one of them: stages, logits, decisions, and what each flipped decision costs.
@@ -87,6 +88,7 @@ def command(
     from edgekit.parity import compare_runtimes
     from edgekit.report.files import write_aside
     from edgekit.report.parity import print_parity
+    from edgekit.report.parity_page import write_parity
 
     budget = read_budget(max_flips, max_difference, flip_margin)
     labels = options.names(runtimes)
@@ -95,6 +97,11 @@ def command(
         raise InputError(f"--runtimes {runtimes}: '{doubled[0]}' is there twice")
     if reference is not None and reference not in labels:
         raise InputError(f"--reference {reference}: is not among --runtimes {runtimes}")
+    if page is not None:
+        for library in ("plotly", "jinja2"):
+            require(library, extra="report", purpose="An HTML report")
+        if page.is_dir() or not page.resolve().parent.is_dir():
+            raise InputError(f"--html {page}: {'is a folder' if page.is_dir() else 'no such folder'}; name a file")
     options.find_users_code()
     with ExitStack() as stack:
         progress = stack.enter_context(output.Bars())
@@ -124,8 +131,10 @@ def command(
     if path is not None:
         write_aside(path, parity.to_json())
     output.show(parity.to_mapping(), as_json=json, draw=lambda console: print_parity(parity, console=console))
-    if path is not None:
-        output.remark(f"wrote {path}")
+    if page is not None:
+        write_parity(parity, page)
+    for written in filter(None, (path, page)):
+        output.remark(f"wrote {written}")
     if parity.exceeded:
         raise typer.Exit(EXCEEDED)
 

@@ -125,6 +125,7 @@ def _lasting(protocol: Protocol, seconds: float) -> Protocol:
         name=f"{protocol.name}, {seconds:g} s",
         min_seconds=seconds,
         max_seconds=seconds,
+        median_within=0.0,
         max_warmup_s=min(protocol.max_warmup_s, seconds),
         stages_s=min(protocol.stages_s, seconds),
         paced_s=min(protocol.paced_s, seconds),

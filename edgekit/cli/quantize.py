@@ -21,8 +21,12 @@ def command(
     bundle: options.BundlePath,
     data: options.DataSource,
     precision: Annotated[
-        Literal["int8", "int8-dynamic", "float16"],
-        typer.Option("--precision", help="int8 is calibrated on the samples; int8-dynamic finds its ranges in use."),
+        Literal["int8", "int8-symmetric", "int8-dynamic", "float16"],
+        typer.Option(
+            "--precision",
+            help="int8 is calibrated on the samples, int8-symmetric as TensorRT wants it; int8-dynamic finds its "
+            "ranges in use.",
+        ),
     ] = "int8",
     target: Annotated[str, typer.Option("--target", help="Whose float artifacts are taken.")] = "onnx",
     policy: options.PolicyName = None,

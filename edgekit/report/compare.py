@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,7 +22,16 @@ TOLERANCE = 0.05
 """What two runs on one machine may differ by unless said otherwise: neighbours lay up to 3.9 % apart (profiling.md)."""
 LOPSIDED, CLOSE = 1.6, 0.05
 """An interval with one side so many times as long as the other, and longer than that, is told by its ends."""
-QUANTITIES = {"median": "median", "mean": "mean", "p90": "p90", "energy": "energy", "compute": "compute time"}
+QUANTITIES = {
+    "median": "median",
+    "mean": "mean",
+    "p90": "p90",
+    "energy": "energy",
+    "compute": "compute time",
+    "relative": "relative compute time",
+}
+BORNE_OUT = 0.5
+"""Of the tolerance is how far a stage's own time must have changed for its relative one to count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +41,25 @@ class Difference:
     Attributes:
         part: ``"exit"``, ``"stream"``, ``"paced"``, ``"path"`` or ``"stage"``.
         name: of the exit, path, rate or stage.
-        quantity: ``"median"``, ``"p90"`` or, of a stream, ``"mean"`` latency, gross ``"energy"``, or ``"compute"``, a
-            stage's median.
-        unit: of the two values, ``"s"`` or ``"J"``.
+        quantity: ``"median"``, ``"p90"`` or, of a stream, ``"mean"`` latency, gross ``"energy"``; ``"compute"``, a
+            stage's share of the last exit's median, or ``"relative"``, its time over that of the other stages.
+        unit: of the two values, ``"s"``, ``"J"`` or ``"1"``.
         baseline: in the first profile.
         other: in the other.
         change: ``other / baseline - 1``.
         low: lower end of its simultaneous interval; -1 where it is not known.
         high: upper end; infinite, in JSON ``null``, where it is not known: of energy whose own interval reaches zero.
         verdict: ``"worse"`` or ``"better"`` when that interval lies beyond the tolerance, ``"same"`` when it lies
-            within, ``"unclear"`` when it does neither: measure for longer.
+            within, ``"unclear"`` when it does neither: measure for longer. A relative figure, whose interval does not
+            hold what the whole machine does, is also unclear unless the stage's own time changed that way, by half the
+            tolerance or more: a stage is not slow because others became fast.
         accuracy_change: of the accuracies, where both have labels.
     """
 
     part: str
     name: str
     quantity: str
-    unit: Literal["s", "J"]
+    unit: Literal["s", "J", "1"]
     baseline: float
     other: float
     change: float
@@ -197,6 +208,7 @@ def compare(
             )
             for key in keys
         )
+        differences = tuple(_borne_out(each, differences, tolerance) for each in differences)
         pairs.append(_pair(label, profiles[0], profile, differences, keys=(every[0], found)))
     return Comparison(
         baseline=names[0],
@@ -266,7 +278,7 @@ def _difference(
         part=key[0],
         name=key[1],
         quantity=key[2],
-        unit="s" if mine.unit == "s" else "J",
+        unit=mine.unit,
         baseline=mine.value,
         other=theirs.value,
         change=change,
@@ -275,6 +287,16 @@ def _difference(
         verdict=verdict,
         accuracy_change=(theirs.accuracy or 0.0) - (mine.accuracy or 0.0) if known else None,
     )
+
+
+def _borne_out(each: Difference, every: Sequence[Difference], tolerance: float) -> Difference:
+    """The figure; a relative one is unclear where the stage's own time did not change that way."""
+    if each.quantity != "relative" or each.verdict not in ("worse", "better"):
+        return each
+    own = next(other.change for other in every if (other.name, other.quantity) == (each.name, "compute"))
+    if (own if each.verdict == "worse" else -own) >= BORNE_OUT * tolerance:
+        return each
+    return replace(each, verdict="unclear")
 
 
 def _pair(

@@ -22,6 +22,7 @@ __all__ = [
     "policy_facts",
     "run_facts",
     "scripted_text",
+    "system_facts",
 ]
 
 
@@ -156,6 +157,11 @@ def environment_facts(profile: Profile) -> tuple[Fact, ...]:
     """The machine before and after the run; what could not be read says why."""
     before, after = _environment(profile.before), _environment(profile.after)
     return tuple(Fact(name, before.get(name, NONE), after.get(name, NONE)) for name in dict.fromkeys((*before, *after)))
+
+
+def system_facts(environment: Environment) -> tuple[Fact, ...]:
+    """The machine at one look; what could not be read says why."""
+    return tuple(Fact(name, text) for name, text in _environment(environment).items())
 
 
 def _environment(environment: Environment) -> dict[str, str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from statistics import NormalDist
+from typing import Literal, Protocol
 
 import numpy as np
 
+from edgekit.distributions import t_quantile
 from edgekit.errors import MeasurementError
 from edgekit.measured import Energy, Interval, LatencySummary
 from edgekit.records import Profile
@@ -28,8 +30,8 @@ class Figure:
     """One figure of a profile with what tells how sure it is: raw samples, or its interval.
 
     Attributes:
-        value: the estimate, in seconds or joules.
-        unit: ``"s"`` or ``"J"``.
+        value: the estimate, in seconds or joules, or a ratio.
+        unit: ``"s"``, ``"J"`` or ``"1"``.
         level: of the quantile, with ``samples``.
         samples: nanoseconds in the order in which they were taken.
         interval: where there are no raw samples.
@@ -39,7 +41,7 @@ class Figure:
     """
 
     value: float
-    unit: str
+    unit: Literal["s", "J", "1"]
     level: float = 0.5
     samples: tuple[int, ...] = ()
     interval: Interval | None = None
@@ -71,11 +73,28 @@ def figures(profile: Profile) -> dict[Key, Figure]:
         found |= _of("paced", f"stream {rate_text(paced.rate_hz)}", paced)
     for path in profile.paths:
         found |= _of("path", path.name, path)
+    last = profile.exits[-1].latency
     for stage in profile.stages:
-        if stage.compute.value > 0:
-            compute = Figure(value=stage.compute.value, unit="s", interval=stage.compute)
-            found["stage", stage.name, "compute"] = compute
+        if stage.relative is not None and stage.relative.low > 0 and last.median_low_s > 0:
+            found["stage", stage.name, "compute"] = _stage(stage.relative, last)
+            relative = Figure(value=stage.relative.value, unit="1", interval=stage.relative)
+            found["stage", stage.name, "relative"] = relative
     return found
+
+
+def _stage(relative: Interval, whole: LatencySummary) -> Figure:
+    """A stage's time as its share of all stages' compute, of the last exit's median.
+
+    Stages are taken apart for some seconds only, in which the machine may have been faster or slower than on average.
+    That hits all stages alike and leaves shares as they are; the median is of the whole run. Their intervals are
+    joined on logarithms.
+    """
+    share, low, high = (each / (1 + each) for each in (relative.value, relative.low, relative.high))
+    value = share * whole.median_s
+    below = math.hypot(math.log(share / low), math.log(whole.median_s / whole.median_low_s))
+    above = math.hypot(math.log(high / share), math.log(whole.median_high_s / whole.median_s))
+    ends = Interval(value=value, low=value * math.exp(-below), high=value * math.exp(above))
+    return Figure(value=value, unit="s", interval=ends)
 
 
 def _of(part: str, name: str, item: _Timed, accuracy: float | None = None) -> dict[Key, Figure]:
@@ -152,10 +171,12 @@ def _drawn(figure: Figure, rng: np.random.Generator) -> np.ndarray[tuple[int, ..
 
 def _logarithms(figure: Figure, *, confidence: float, usual: float) -> tuple[float, float]:
     """How far the logarithm may lie below and above that of the value, at another confidence than the interval's."""
-    from scipy.stats import norm, t
 
-    reach = norm if figure.freedom is None else t(figure.freedom)
-    wider = float(reach.ppf((1 + confidence) / 2) / reach.ppf((1 + usual) / 2))
+    def reach(share: float) -> float:
+        end = (1 + share) / 2
+        return NormalDist().inv_cdf(end) if figure.freedom is None else t_quantile(end, figure.freedom)
+
+    wider = reach(confidence) / reach(usual)
     found = figure.interval
     if found is None:
         return math.inf, math.inf

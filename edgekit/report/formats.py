@@ -96,6 +96,13 @@ def energy(joules: float | None) -> str:
     return NONE if joules is None else f"{fixed(joules, unit)} {unit.symbol}"
 
 
+def in_unit(value: float, unit: str) -> str:
+    """Of seconds, joules, a ratio (``"1"``), or a count of something else."""
+    if unit == "1":
+        return f"{value:.3g}"
+    return duration(value) if unit == "s" else energy(value) if unit == "J" else f"{si(value)} {unit}".rstrip()
+
+
 def percent(share: float | None, *, digits: int = 1) -> str:
     """``0.123`` is ``12.3 %``."""
     return NONE if share is None else f"{100 * share:.{digits}f} %"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from edgekit.precision import PrecisionReport, StagePrecision
 from edgekit.report.formats import NONE, duration, percent, points, size
+from edgekit.report.grid import headed
 from edgekit.report.tables import short_names
 
 __all__ = ["precision_lines", "precision_table"]
@@ -18,16 +18,11 @@ __all__ = ["precision_lines", "precision_table"]
 def precision_table(report: PrecisionReport) -> Table:
     """A line for each stage, what it does alone, and one for the set."""
     what = "accuracy" if report.measure == "accuracy" else "agreement"
-    table = Table(
-        title=Text(f"{report.artifacts}: each stage alone in {report.precision}, then the set"),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+    table = headed(
+        f"{report.artifacts}: each stage alone in {report.precision}, then the set",
+        ["stage", "is", "rows", "size", "of float", "time", "of float", "largest Δ", "flips", what],
     )
-    headings = ("stage", "is", "rows", "size", "of float", "time", "of float", "largest Δ", "flips", what)
-    for heading in headings:
-        table.add_column(Text(heading), justify="left" if heading in ("stage", "is") else "right", no_wrap=True)
+    table.columns[1].justify = "left"
     names = short_names([each.name for each in report.stages], most=28)
     for place, (name, each) in enumerate(zip(names, report.stages, strict=True)):
         last = place == len(names) - 1

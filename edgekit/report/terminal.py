@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from rich import box
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -20,8 +19,9 @@ from edgekit.report.facts import (
     guarantee_text,
     scripted_text,
 )
-from edgekit.report.formats import duration, energy, size
-from edgekit.report.sheets import Sheet, sheets
+from edgekit.report.formats import duration, in_unit, size
+from edgekit.report.grid import NAME_LENGTHS, fits, hanging, headed, sheet_table
+from edgekit.report.sheets import sheets
 from edgekit.report.tables import Column, columns, energy_reasons, gate_lines, notes, rows, short_names
 from edgekit.report.validity import validity
 
@@ -32,9 +32,6 @@ _SUMMARY = ("processor", "cores", "affinity", "governor", "frequency", "temperat
 _DISPENSABLE = ("p90", "MACs", "CI", "share", "p99")
 """Ends of the titles of columns that a narrow terminal goes without, first to go first."""
 
-_NAMES = (40, 28, 22, 16)
-"""Characters of names, as a terminal has room."""
-
 
 def profile_table(profile: Profile, *, width: int = 100) -> Table:
     """The per-exit table: exits in order, then the stream. Where ``width`` is too narrow, figures are left out."""
@@ -44,7 +41,7 @@ def profile_table(profile: Profile, *, width: int = 100) -> Table:
 def _fitting(profile: Profile, width: int) -> list[Column]:
     shown = [column for column in columns([profile]) if not column.detail]
     for title in _DISPENSABLE:
-        if _fits(_exit_table(profile, shown), width):
+        if fits(_exit_table(profile, shown), width):
             break
         shown = [column for column in shown if not column.title.endswith(title)]
     return shown
@@ -52,7 +49,7 @@ def _fitting(profile: Profile, width: int) -> list[Column]:
 
 def _exit_table(profile: Profile, shown: Sequence[Column]) -> Table:
     every = rows(profile)
-    table = _table(Text(f"{profile.network} on {_runtime(profile)}"), [column.title for column in shown])
+    table = headed(f"{profile.network} on {_runtime(profile)}", [column.title for column in shown])
     for row in every:
         cells = [Text(row.short), *(Text(column.text(row)) for column in shown[1:])]
         table.add_row(*cells, style="bold" if row.stream else "", end_section=row is every[-2])
@@ -67,10 +64,10 @@ def print_profile(profile: Profile, *, console: Console) -> None:
         console.print(Panel(Text(banner), border_style="yellow", title="scripted", title_align="left"))
     console.print(profile_table(profile, width=console.width))
     for sheet in sheets(profile):
-        console.print(_sheet_table(sheet, width=console.width))
+        console.print(sheet_table(sheet, width=console.width))
     console.print(_facts(_lines(profile, width=console.width)))
     for warning in profile.warnings:
-        console.print(_hanging("warning", warning, style="yellow"))
+        console.print(hanging("warning", warning, style="yellow"))
 
 
 def _print_validity(profile: Profile, console: Console) -> None:
@@ -79,55 +76,34 @@ def _print_validity(profile: Profile, console: Console) -> None:
     known = found.state != "unjudged" and (found.passed or found.unseen)
     console.print(Text(f"{found.headline}; {found.counts}" if known else found.headline, style=style))
     if found.incomplete:
-        console.print(_hanging("incomplete", found.incomplete, style="red"))
+        console.print(hanging("incomplete", found.incomplete, style="red"))
     for check in found.broken:
-        console.print(_hanging(check.rule, f"{check.says}; {check.advice}", style="red"))
+        console.print(hanging(check.rule, f"{check.says}; {check.advice}", style="red"))
     for check in found.unseen:
-        console.print(_hanging(check.rule, f"not looked at: {check.says}", style="dim"))
-
-
-def _sheet_table(sheet: Sheet, *, width: int) -> Table:
-    """With as long names as fit, and then with as many of its details."""
-    for most in _NAMES:
-        for count in range(len(sheet.details) + 1):
-            headings, lines = sheet.without(sheet.details[:count])
-            table = _table(Text(sheet.title), headings)
-            for line, short in zip(lines, short_names([line[0] for line in lines], most=most), strict=True):
-                table.add_row(*map(Text, (short, *line[1:])))
-            if _fits(table, width):
-                return table
-    return table
-
-
-def _fits(table: Table, width: int) -> bool:
-    """Measured on a console of its own: the table's width when nothing is squeezed."""
-    return Console(width=10_000).measure(table).maximum <= width
+        console.print(hanging(check.rule, f"not looked at: {check.says}", style="dim"))
 
 
 def comparison_table(comparison: Comparison, pair: Pair, *, width: int = 100) -> Table:
     """Figures of one profile beside those of the first, a line each, with as long names as fit."""
     names = list(dict.fromkeys(each.name for each in pair.differences))
-    for most in _NAMES:
+    for most in NAME_LENGTHS:
         table = _compared(comparison, pair, dict(zip(names, short_names(names, most=most), strict=True)))
-        if _fits(table, width):
+        if fits(table, width):
             break
     return table
 
 
 def _compared(comparison: Comparison, pair: Pair, shorts: Mapping[str, str]) -> Table:
-    table = _table(
-        Text(f"{pair.other} against {comparison.baseline}"), ["", "", "baseline", "this", "change", "accuracy"]
-    )
+    table = headed(f"{pair.other} against {comparison.baseline}", ["", "", "baseline", "this", "change", "accuracy"])
     table.columns[1].justify = table.columns[4].justify = "left"
     before = ""
     for each in pair.differences:
         style = {"worse": "bold red", "better": "green"}.get(each.verdict, "dim")
-        show = duration if each.unit == "s" else energy
         table.add_row(
             Text("" if each.name == before else shorts[each.name]),
             each.quantity,
-            show(each.baseline),
-            show(each.other),
+            in_unit(each.baseline, each.unit),
+            in_unit(each.other, each.unit),
             Text(each.text, style=style),
             "" if each.accuracy_change is None else each.accuracy_text,
         )
@@ -138,14 +114,14 @@ def _compared(comparison: Comparison, pair: Pair, shorts: Mapping[str, str]) -> 
 def print_comparison(comparison: Comparison, *, console: Console) -> None:
     """What got worse, the comparison's table, then what else differs between the profiles."""
     for sentence in comparison.worse:
-        console.print(_hanging("worse", sentence, style="red"))
+        console.print(hanging("worse", sentence, style="red"))
     if not comparison.worse:
         console.print(Text("nothing got worse", style="bold green"))
     for pair in comparison.pairs:
         console.print(comparison_table(comparison, pair, width=console.width))
         if pair.changes:
             console.print(Text(f"{pair.other} also differs in", style="bold"))
-            table = _table(None, ["", "baseline", "this"])
+            table = headed(None, ["", "baseline", "this"])
             for column in table.columns:
                 column.justify, column.overflow, column.no_wrap = "left", "fold", False
             for change in pair.changes:
@@ -154,16 +130,8 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
         else:
             console.print(Text(f"{pair.other}: same machine, runtime, network, policy, data and protocol"))
         for note in pair.notes:
-            console.print(_hanging("note", note, style="yellow"))
+            console.print(hanging("note", note, style="yellow"))
     console.print(Text(comparison.caveat, style="dim"))
-
-
-def _table(title: Text | None, headings: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(headings):
-        # Text, not a string: the brackets of a unit are no markup.
-        table.add_column(Text(heading), justify="left" if index == 0 else "right", no_wrap=True, overflow="ellipsis")
-    return table
 
 
 def _lines(profile: Profile, *, width: int) -> Iterator[Fact]:
@@ -198,12 +166,6 @@ def _facts(facts: Iterator[Fact]) -> Table:
     grid.add_column(overflow="fold")
     for fact in facts:
         grid.add_row(Text(fact.name), Text(fact.value))
-    return grid
-
-
-def _hanging(label: str, text: str, *, style: str) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row(Text(label, style=f"bold {style}"), Text(text, style=style))
     return grid
 
 

@@ -122,6 +122,7 @@ def _records(profile: Profile) -> Iterator[dict[str, Any]]:
             **_ends("head", "s", stage.head),
             **_ends("decision", "s", stage.decision),
             **_ends("boundary", "s", stage.boundary),
+            **_ends("relative", "ratio", stage.relative),
         }
 
 

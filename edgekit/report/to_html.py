@@ -12,7 +12,7 @@ from edgekit.report import charts, facts, tables
 from edgekit.report.compare import compare
 from edgekit.report.costs import cost_figures
 from edgekit.report.files import write_aside
-from edgekit.report.formats import duration, energy
+from edgekit.report.formats import in_unit
 from edgekit.report.page import template
 from edgekit.report.sheets import operator_sheet, sheets, window_sheet
 from edgekit.report.timeline import gates_figure, power_figure, stages_figure
@@ -35,7 +35,7 @@ def write_html(profiles: Sequence[Profile], path: str | Path, *, title: str | No
     """
     if not profiles:
         raise MeasurementError(f"{path}: there is no profile to report; measure one with edgekit profile")
-    page = template("report.html.j2", duration=duration, energy=energy)
+    page = template("report.html.j2", in_unit=in_unit)
     figures: dict[str, charts.Figure] = {"tradeoff": cost_figures(profiles)}
     names = tables.labels(profiles)
     views = [

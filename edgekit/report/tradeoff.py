@@ -14,7 +14,7 @@ from typing import Any
 from edgekit.certificate import Certificate, Point, Tradeoff
 from edgekit.policy import Policy
 from edgekit.report.facts import Fact
-from edgekit.report.formats import NONE, Unit, duration, energy, energy_unit, fixed, moment, percent, si, time_unit
+from edgekit.report.formats import NONE, Unit, energy_unit, fixed, in_unit, moment, percent, time_unit
 
 __all__ = ["ACCEPTED", "FAILED", "TESTED", "UNAVAILABLE", "UNTESTED", "Choice", "Cost", "Reading", "epsilon_text"]
 
@@ -435,4 +435,4 @@ class Reading:
 def _cost_text(value: float | None, unit: str) -> str:
     if value is None:
         return UNAVAILABLE
-    return duration(value) if unit == "s" else energy(value) if unit == "J" else f"{si(value)} {unit}".rstrip()
+    return in_unit(value, unit)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +9,7 @@ from rich.text import Text
 from edgekit.certificate import Certificate, Tradeoff
 from edgekit.policy import Policy
 from edgekit.report.formats import percent
+from edgekit.report.grid import headed
 from edgekit.report.tables import short_names
 from edgekit.report.tradeoff import UNAVAILABLE, Reading, epsilon_text, finite
 
@@ -63,7 +61,7 @@ def _figures(reading: Reading) -> Table:
 
 def _exits(reading: Reading) -> Table:
     policy = reading.policy
-    table = _table(
+    table = headed(
         f"policy {policy.name}: {policy.score} {policy.comparator} threshold",
         ["exit", "threshold", "share", "accuracy", "ECE", "AUROC"],
     )
@@ -79,7 +77,7 @@ def _choices(reading: Reading) -> Table:
         headings.remove("early")
     if cost is not None:
         headings[3:3] = [cost.title, "change"]
-    table = _table("what a looser or stricter ε would buy", headings)
+    table = headed("what a looser or stricter ε would buy", headings)
     for choice in reading.choices:
         point = reading.tradeoff.points[choice.place]
         answers = reading.answers(point)
@@ -99,17 +97,8 @@ def _choices(reading: Reading) -> Table:
 
 
 def _scores(reading: Reading) -> Table:
-    table = _table("scores compared: mean cost, and AUROC at each exit", ["score", "ε", "cost", "AUROC"])
+    table = headed("scores compared: mean cost, and AUROC at each exit", ["score", "ε", "cost", "AUROC"])
     table.columns[3].no_wrap, table.columns[3].justify = False, "left"
     for name, epsilon, cost, *aurocs in reading.score_lines():
         table.add_row(Text(name), Text(epsilon), Text(cost), Text(" ".join(aurocs)))
-    return table
-
-
-def _table(title: str, headings: Sequence[str]) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for index, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="left" if index == 0 else "right", no_wrap=True, overflow="ellipsis")
     return table

@@ -115,6 +115,7 @@ def test_options_of_a_runtime_are_part_of_the_label(shell, exported_digits):
     assert found["runs"][0]["runtime"]["row_by_row"] in (True, 1)
 
 
+@pytest.mark.slow
 def test_a_network_with_gates(shell, exported_moe):
     path, _ = exported_moe
     arguments = ("parity", path, "--runtimes", "onnxruntime,eager", "--data", TEST_SET, "--limit", 24)
@@ -125,6 +126,7 @@ def test_a_network_with_gates(shell, exported_moe):
     assert "gates: 0 of 24 samples take another way" in shell.works(*arguments).stdout
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own(shell, nameless, here):
     assert "eager needs the model, as --model package.module:factory" in shell.fails(*asked(nameless))
     from edgekit.zoo import registry

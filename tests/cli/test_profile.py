@@ -91,6 +91,7 @@ def test_a_disk_that_fills_up_shows_the_figures_all_the_same(shell, given, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_operators_on_request(shell, given, tmp_path):
     assert shell.json(*given)["operators"] == []
     found = shell.json(*given, "--operators")["operators"]

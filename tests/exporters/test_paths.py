@@ -384,6 +384,7 @@ def test_outputs_in_a_list_are_traced_apart():
     assert staged(Net(listed)).captured.route == route(3)
 
 
+@pytest.mark.slow
 def test_later_branches_that_depend_on_earlier_ones_are_traced_apart():
     assert staged(Net(counted, blocks=4)).captured.route == route(10)
 
@@ -423,7 +424,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("written", ["while_loop", "python"])
+@pytest.mark.parametrize("written", [pytest.param("while_loop", marks=pytest.mark.slow), "python"])
 @pytest.mark.parametrize("kind", list(STOPS))
 def test_a_loop_until_a_sample_has_enough_or_its_steps_are_over(kind, written):
     """Its condition depends on the sample up to the last step, and there no more."""
@@ -478,6 +479,7 @@ def test_a_model_is_left_as_it_was():
 # The zoo in the two forms that it is published in
 
 
+@pytest.mark.slow
 def test_blockdrop_by_branches_answers_as_the_masked_one():
     sizes = {"blocks": (2, 1, 1), "widths": (4, 8, 12)}
     torch.manual_seed(0)

@@ -261,8 +261,8 @@ def test_the_stage_that_does_the_harm_is_kept_in_float(digits_bundle, data, monk
     spoilt = []
     whole = quantize_onnx.activation_ranges
 
-    def ranges(run, feeds):
-        found = whole(run, feeds)
+    def ranges(run, feeds, **options):
+        found = whole(run, feeds, **options)
         spoilt.append(len(spoilt) == 1)
         return {name: (low / 50, high / 50) for name, (low, high) in found.items()} if spoilt[-1] else found
 
@@ -301,6 +301,27 @@ def test_other_precisions_answer_as_float_does(digits_bundle, data, precision):
         assert report.largest_difference < 0.1
 
 
+def test_what_tensorrt_takes(digits_bundle, data):
+    """Activations in int8 with zero points of 0, biases in float, and no pair around what has weights left out."""
+    with Bundle.open(digits_bundle) as bundle:
+        report = quantize_bundle(bundle, data, policy=POLICY, precision="int8-symmetric")
+        bundle.verify()
+        assert report.calibrated_on == "survivors"
+        assert abs(report.drop) <= 0.02
+        for stage in bundle.plan.stages:
+            model = onnx.load(bundle.artifact("onnx-int8-symmetric", stage.name))
+            constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+            made = {name: node for node in model.graph.node for name in node.output}
+            for node in model.graph.node:
+                if node.op_type == "QuantizeLinear":
+                    assert constants[node.input[2]].dtype == np.int8
+                if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+                    assert all(not constants[name].any() for name in node.input[2:])
+                if node.op_type == "Conv":
+                    assert all(made[name].op_type == "DequantizeLinear" for name in node.input[:2])
+                    assert all(constants[name].dtype == np.float32 for name in node.input[2:])
+
+
 def test_ranges_found_in_use_are_of_one_row_whatever_the_batch(digits_bundle, data):
     """A file of dynamic ranges says that its rows lean on each other, and is run row by row."""
     with Bundle.open(digits_bundle) as bundle:
@@ -331,7 +352,7 @@ def test_half_precision_leaves_what_decides_and_temperatures_in_float(digits_bun
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int4"}, "precision 'int4' is not one of int8, int8-dynamic, float16"),
+        ({"precision": "int4"}, "precision 'int4' is not one of int8, int8-symmetric, int8-dynamic, float16"),
         ({"precision": "float32"}, "precision 'float32' is not one of"),
         ({"target": "litert"}, "nothing can be quantised for target 'litert' \\(possible here: onnx\\)"),
         ({"keep_float": ["nowhere"]}, "stage 'nowhere' does not exist; the network has "),

@@ -51,6 +51,14 @@ def test_ranges_hold_zero_and_leave_out_what_is_not_finite():
     assert 2.0 < made["y"][1] <= 3.0
 
 
+def test_symmetric_ranges_are_those_of_least_error_about_zero(values):
+    made = activation_ranges(lambda feed: feed, [{"x": values}], symmetric=True)["x"]
+    assert made[0] == -made[1]
+    most = float(np.abs(values).max())
+    tried = [rounding_error(values, -most * part, most * part) for part in np.linspace(0.2, 1.0, 200)]
+    assert rounding_error(values, *made) <= 1.1 * min(tried)
+
+
 def test_a_group_has_one_range_that_holds_all():
     ranges = {"a": (0.0, 1.0), "b": (-2.0, 0.5), "c": (0.0, 9.0)}
     assert shared(ranges, [["a", "b", "no activation"]]) == {"a": (-2.0, 1.0), "b": (-2.0, 1.0), "c": (0.0, 9.0)}

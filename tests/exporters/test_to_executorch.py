@@ -201,6 +201,7 @@ def test_ranking_as_the_rule_says(k, dim):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_ties_go_to_the_lowest_index(Net, tmp_path):
     def forward(net, x):
         values, chosen = (net.router(x) * 0).topk(2, dim=1)

@@ -465,5 +465,5 @@ def test_a_library_that_does_not_load(monkeypatch, tmp_path):
     (tmp_path / "litert_torch.py").write_text("raise ImportError('libpng.so.99: no such file')")
     monkeypatch.delitem(sys.modules, "litert_torch")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(PluginError, match=r"litert-torch is installed but does not load \(libpng.so.99"):
+    with pytest.raises(PluginError, match=r"litert_torch, which is installed but does not load \(libpng.so.99"):
         LiteRTTarget()

@@ -10,6 +10,7 @@ from edgekit.profiles import Protocol
 from edgekit.profiles.latency import Timed, Timings, close_latency, measure_latency
 from edgekit.profiles.workloads import STREAM, workloads
 from edgekit.progress import silent
+from edgekit.stats import quantile_interval
 
 
 def short(**settings) -> Protocol:
@@ -86,6 +87,36 @@ def test_rounds_go_on_until_all_data_was_seen_but_no_longer_than_allowed(session
     assert whole.rounds == 14  # of 3 samples: the first multiple of 3 from 40 on
     cut = measure(session, data, clock, short(min_samples=1, max_seconds=0.05))
     assert cut.rounds < whole.rounds
+
+
+def wandering(session, clock, *, every_s, slower):
+    """The machine is slower for some seconds, then as fast as before, and so on."""
+    run = session.run
+
+    def turn(inputs, **options):
+        clock.pass_s(slower * (int(clock.now_ns * 1e-9 / every_s) % 2) + 1e-6 * (clock.now_ns % 997))
+        return run(inputs, **options)
+
+    session.run = turn
+
+
+@pytest.mark.parametrize(("within", "least_s", "most_s"), [(0.0, 10, 11), (0.3, 10, 11), (0.04, 12, 30)])
+def test_rounds_go_on_until_medians_are_known(session, data, clock, within, least_s, most_s):
+    wandering(session, clock, every_s=1.0, slower=3e-4)
+    protocol = short(min_seconds=10.0, max_seconds=2000.0, median_within=within, max_warmup_s=0.0)
+    timings = measure(session, data, clock, protocol)
+    assert least_s <= timings.seconds < most_s
+    for name in ("exit0", "exit1", "exit2"):
+        samples = np.array(timings.host_ns(name), float)
+        low, high = quantile_interval(samples, 0.5)
+        assert within == 0 or (high - low) / 2 <= within * np.median(samples)
+
+
+def test_medians_that_stay_unknown_end_in_time(session, data, clock):
+    wandering(session, clock, every_s=1.0, slower=3e-4)
+    for most_s, lasts_s in ((20.0, 20.0), (1000.0, 30.0)):
+        protocol = short(min_seconds=10.0, max_seconds=most_s, median_within=1e-5, max_warmup_s=0.0)
+        assert lasts_s <= measure(session, data, clock, protocol).seconds < lasts_s + 1
 
 
 def test_what_was_stopped_goes_on(session, data, clock):

@@ -124,6 +124,8 @@ def test_what_a_stage_costs_is_told_apart(clock, ticking, thresholds, score):
         assert stage.decision.value == pytest.approx(TICK_NS * 1e-9)
         boundary_ns = 2 * TICK_NS if index == 0 else TICK_NS
         assert stage.boundary.value == pytest.approx(boundary_ns * 1e-9)
+        others_ns = sum(sum(COSTS[f"s{other}"]) + TICK_NS for other in range(3) if other != index)
+        assert stage.relative.value == pytest.approx((body + head + TICK_NS) / others_ns)
         pieces_ns = body + head + TICK_NS + TICK_NS + boundary_ns
         assert stage.share == pytest.approx(pieces_ns / whole_ns)
     assert found.tracing_overhead == pytest.approx(whole_ns / (whole_ns - 14 * TICK_NS))

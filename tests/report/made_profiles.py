@@ -142,8 +142,9 @@ BROKEN = (
 def stage_times(means, *, slower=1.0):
     """Each stage as what its exit takes more than the one before, ``slower`` for the third."""
     found = []
-    for index, mean in enumerate(means):
-        compute = (mean - (means[index - 1] if index else 0.0)) * (slower if index == 2 else 1.0)
+    every = [mean - (means[index - 1] if index else 0.0) for index, mean in enumerate(means)]
+    every = [each * (slower if index == 2 else 1.0) for index, each in enumerate(every)]
+    for index, compute in enumerate(every):
         last = index == len(means) - 1
         stage = StageTime(
             name=f"block{index}",
@@ -152,6 +153,7 @@ def stage_times(means, *, slower=1.0):
             decision=None if last else interval(11e-6),
             boundary=interval(16e-6 if index else 30e-6),
             share=compute / means[-1],
+            relative=interval(compute / (sum(every) - compute), 0.004) if len(every) > 1 else None,
         )
         found.append(stage)
     return tuple(found)

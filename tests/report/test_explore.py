@@ -281,7 +281,7 @@ def test_controls_have_names(page):
     assert nameless == []
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1300, 700, 360])
 def test_nothing_is_wider_than_the_screen(browser, invalid, tmp_path, dark, width):
     browser.open(write_html([invalid], tmp_path / "r.html"), dark=dark, width=width)

@@ -1,6 +1,9 @@
-"""A parity report in the terminal: complete, and no wider than 100 columns."""
+"""A parity report: complete in the terminal, and no wider than 100 columns; the same as a page, in a browser."""
 
+import html
 import io
+import json
+import re
 
 import msgspec
 import pytest
@@ -22,6 +25,7 @@ from edgekit.parity_records import (
     TensorParity,
 )
 from edgekit.report.parity import print_parity
+from edgekit.report.parity_page import write_parity
 
 
 def spread(largest=4e-5, scale=20.0, unlike=0):
@@ -193,3 +197,80 @@ def test_what_has_no_scale_or_is_not_a_number(parity):
     run = msgspec.structs.replace(parity.runs[0], exits=(step,), policies=())
     text = printed(msgspec.structs.replace(parity, runs=(run,)))
     assert row(text, "classifier.0", "0")[:7] == ["classifier.0", "0", "1e-09", "+", "3", "NaN", "–"]
+
+
+# The page
+
+
+def page_of(parity, tmp_path):
+    text = write_parity(parity, tmp_path / "parity.html").read_text(encoding="utf-8")
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
+    return html.unescape(re.sub(r"<script.*?</script>", "", text, flags=re.S)), figures
+
+
+def test_the_page_tells_what_the_terminal_does(parity, tmp_path):
+    text, figures = page_of(parity, tmp_path)
+    assert parity.exceeded[0] in text
+    assert parity.notes[0] in text
+    assert "Beyond the budget" in text
+    assert "litert against onnxruntime: 4 of 15000 decisions differ (99.973 % alike)" in text
+    assert "1 of 5000 samples take another way, which costs +0.02 points" in text
+    rows = re.search(r'id="flips-table-0">.*?</table>', text, re.S)[0]
+    assert re.findall(r'<th scope="row" data-value="(\d+)">', rows) == ["7", "9", "3"]
+    apart = {trace["name"]: trace for trace in figures["apart-0"]["data"]}
+    assert [len(trace["y"]) for trace in apart.values()] == [6, 6, 6]
+    assert apart["largest"]["x"][:3] == pytest.approx([3e-6 / 20] * 3)
+    assert apart["largest"]["x"][3:] == pytest.approx([4e-5 / 20] * 3)
+    assert figures["apart-0"]["layout"]["shapes"][0]["x0"] == parity.budget.difference
+    margins = {trace["name"]: trace["x"] for trace in figures["flips-0"]["data"]}
+    # The one behind a gate and the one without a margin have no mark.
+    assert margins == {"answer lost": [2e-5], "answer won": [], "other answer": [], "same answer": []}
+
+
+def test_what_cannot_be_drawn_is_not_called_the_same(parity, tmp_path):
+    """Logits that are NaN in one runtime alone; a threshold of minus infinity, which is infinitely far."""
+    nothing = Spread(scale=3.0, largest=0.0, median=0.0, p99=0.0, elements=0, unlike=500)
+    run = parity.runs[0]
+    run = msgspec.structs.replace(
+        run,
+        exits=tuple(msgspec.structs.replace(each, spread=nothing) for each in run.exits),
+        stages=(),
+        policies=(policy("p", [flip(3, float("inf")), flip(5, 1e-3, answer_changed=True, cost=None)]),),
+    )
+    text, figures = page_of(msgspec.structs.replace(parity, runs=(run,)), tmp_path)
+    assert "same bits" not in text
+    assert "500 NaN" in text
+    assert "Infinity" not in json.dumps(figures)
+    assert {trace["name"]: trace["x"] for trace in figures["flips-0"]["data"] if trace["x"]} == {"other answer": [1e-3]}
+    assert not re.search(r'data-value="-?(inf|nan)"', text)
+
+
+def test_the_page_of_runtimes_with_the_same_bits(parity, tmp_path):
+    same = spread(0.0)
+    same = msgspec.structs.replace(same, median=0.0, p99=0.0)
+    run = parity.runs[0]
+    run = msgspec.structs.replace(
+        run,
+        exits=tuple(msgspec.structs.replace(each, spread=same) for each in run.exits),
+        stages=tuple(
+            msgspec.structs.replace(each, tensors=(TensorParity(name="a", spread=same),)) for each in run.stages
+        ),
+        policies=(policy("p", []),),
+        gates=(),
+    )
+    text, figures = page_of(msgspec.structs.replace(parity, runs=(run,), exceeded=(), notes=()), tmp_path)
+    assert "All within the budget" in text
+    assert "gives the same bits" in text
+    assert figures == {}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("options", [[], ["--blink-settings=preferredColorScheme=0"], ["--window-size=420,900"]])
+def test_the_page_in_a_browser(options, parity, opened, tmp_path):
+    nasty = msgspec.structs.replace(parity.runs[0], label="<img src=x>", policies=(policy("<img>", [flip(3, 2e-5)]),))
+    page = write_parity(msgspec.structs.replace(parity, runs=(*parity.runs, nasty)), tmp_path / "parity.html")
+    assert page.stat().st_size < 6e6
+    dom, console = opened(page, tmp_path / "user", *options)
+    assert console == []
+    assert 'data-plots="4"' in dom
+    assert "<img" not in re.sub(r"<script.*?</script>", "", dom, flags=re.S)

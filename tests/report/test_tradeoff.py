@@ -423,7 +423,11 @@ def test_moving_the_target_changes_what_is_shown(opened, tmp_path):
 @pytest.mark.browser
 @pytest.mark.parametrize(
     "options",
-    [[], ["--blink-settings=preferredColorScheme=0"], ["--window-size=420,900"]],
+    [
+        [],
+        pytest.param(["--blink-settings=preferredColorScheme=0"], marks=pytest.mark.slow),
+        pytest.param(["--window-size=420,900"], marks=pytest.mark.slow),
+    ],
     ids=["light", "dark", "narrow"],
 )
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def test_a_library_that_is_missing_or_broken(monkeypatch, tmp_path):
     (package / "interpreter.py").write_text("raise OSError('libc.so.99: version GLIBC_9.9 not found')")
     monkeypatch.delitem(sys.modules, "tflite_runtime")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(PluginError, match=r"tflite-runtime is installed but does not load \(libc.so.99"):
+    with pytest.raises(PluginError, match=r"tflite_runtime, which is installed but does not load \(libc.so.99"):
         LiteRTRuntime()
 
 

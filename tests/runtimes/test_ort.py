@@ -270,6 +270,62 @@ def test_a_missing_library_names_the_install_line(monkeypatch):
         OrtRuntime()
 
 
+@pytest.mark.parametrize("reason", ["ImportError('libonnxruntime.so.9: cannot open')", "ModuleNotFoundError(name='x')"])
+def test_a_library_that_does_not_load(monkeypatch, tmp_path, reason):
+    import sys
+
+    (tmp_path / "onnxruntime.py").write_text(f"raise {reason}")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PluginError, match=r"needs onnxruntime, which is installed but does not load \(.*install the"):
+        OrtRuntime()
+
+
+SHARING = """
+import sys
+import numpy as np
+import edgekit
+from edgekit.errors import PluginError
+from edgekit.runtimes.ort import OrtRuntime
+
+x = np.random.default_rng(0).standard_normal((7, 1, 8, 8)).astype(np.float32)
+with edgekit.load(sys.argv[1], runtime="onnxruntime", threads=2) as session:
+    own = session.run_exits([x])
+with edgekit.load(sys.argv[1], runtime="onnxruntime", threads=2, shared_threads=True) as session:
+    assert session.runtime.describe()["session_options"]["use_per_session_threads"] == "False"
+    for one, other in zip(own, session.run_exits([x]), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert session.runtime.timing_operators() is not None
+for options in ({"threads": 3, "shared_threads": True}, {"threads": 2}):
+    try:
+        OrtRuntime(**options)
+    except PluginError as error:
+        print(error)
+"""
+
+
+def test_threads_are_shared_by_all_stages(exported_digits, tmp_path):
+    """In a process of its own, which never gets rid of the pool again."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-c", SHARING, str(exported_digits)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "ignored" not in done.stderr
+    other, own = done.stdout.splitlines()
+    assert "the one pool of this process has 2 threads and cannot have 3" in other
+    assert "give shared_threads=True and threads=2" in own
+
+
+def test_a_library_without_threads_to_share(monkeypatch):
+    import onnxruntime
+
+    monkeypatch.delattr(onnxruntime, "set_global_thread_pool_sizes", raising=False)
+    with pytest.raises(PluginError, match=r"onnxruntime 1\.\S+ has no threads to share"):
+        OrtRuntime(threads=2, shared_threads=True)
+
+
 def small_stage(folder, *, given="x", made="y", kind="float32"):
     nodes = [helper.make_node("Neg", [given], [made])]
     side = KINDS[kind]

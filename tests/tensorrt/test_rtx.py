@@ -54,14 +54,15 @@ def test_digits(exported_digits, built):
 
 
 @pytest.mark.slow
-def test_float16(digits_bundle, built):
+@pytest.mark.parametrize("precision", ["float16", "int8-symmetric"])
+def test_lower_precision(precision, digits_bundle, built):
     """Tensors that cross stay float32, so stages of any precision fit together."""
     import edgekit
     from edgekit.zoo.digits import calibration_set
 
-    edgekit.quantize(digits_bundle, calibration_set(), precision="float16")
+    edgekit.quantize(digits_bundle, calibration_set(), precision=precision)
     with Bundle.open(digits_bundle) as bundle:
-        check(bundle, built(bundle, "onnx-float16"))
+        check(bundle, built(bundle, f"onnx-{precision}"))
 
 
 @pytest.mark.slow
