@@ -671,6 +671,7 @@ def eager_session(bundle, name):
     return Session(made.plan, EagerRuntime({cut.name: stage_module(cut) for cut in made.cuts}), {})
 
 
+@pytest.mark.slow
 def test_digits_on_onnxruntime_against_eager(exported_digits):
     torch = pytest.importorskip("torch")
     from edgekit.zoo import digits, registry

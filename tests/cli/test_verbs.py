@@ -272,6 +272,7 @@ def test_a_device_certifies_with_numpy_alone(shell, digits_bundle, tmp_path):
     assert bare["provenance"]["certificate"] == full["provenance"]["certificate"]
 
 
+@pytest.mark.slow
 def test_calibrate_in_other_ways(shell, digits_bundle):
     given = ("calibrate", digits_bundle, "--data", CALIBRATION_SET)
     strict = shell.json(*given, "--strict", "--max-drop", "8%", "--loss", "consistency", "--name", "strict")

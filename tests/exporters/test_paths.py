@@ -402,6 +402,7 @@ def test_what_no_input_has_a_part_in_is_no_decision():
     assert staged(net).captured.route == route(0)
 
 
+@pytest.mark.slow
 def test_cond_and_while_loop():
     def forward(net, x):
         x = torch.cond(net.ask(x)[0, 0] > 0, lambda t: net.f(t), lambda t: net.g(t), (x,))
@@ -425,7 +426,9 @@ STOPS = {
 
 
 @pytest.mark.parametrize("written", [pytest.param("while_loop", marks=pytest.mark.slow), "python"])
-@pytest.mark.parametrize("kind", list(STOPS))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind in ("and", "method") else ()) for kind in STOPS]
+)
 def test_a_loop_until_a_sample_has_enough_or_its_steps_are_over(kind, written):
     """Its condition depends on the sample up to the last step, and there no more."""
 
@@ -598,6 +601,7 @@ def test_values_that_a_scripted_function_hides():
     fails(forward, r"if scripted\(net.ask\(x\)\):\) that only a trace shows")
 
 
+@pytest.mark.slow
 def test_too_many_combinations(monkeypatch):
     monkeypatch.setattr("edgekit.exporters.paths.MOST_TRACES_APART", 3)
     with pytest.raises(CaptureError, match=r"if used < 2 and ask\(x\) > 0:\).* more than 3 traces"):
@@ -663,7 +667,7 @@ class _Done(Exception):
 
 
 @given(st.data())
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 def test_random_forwards(data):
     stage_random(data)
 

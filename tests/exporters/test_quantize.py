@@ -192,6 +192,7 @@ def test_in_a_static_graph_everyone_survives(exported_digits, data):
         assert [each.reached for _, each in found] == [100, 100, 100]
 
 
+@pytest.mark.slow
 def test_closed_gates_keep_samples_from_what_they_guard(exported_moe_digits, data):
     some = data.take(slice(0, 100))
     with Bundle.open(exported_moe_digits) as bundle:

@@ -298,6 +298,7 @@ def test_a_full_disk_is_no_fault_of_the_stage(tmp_path, monkeypatch):
         write_stage(tmp_path, lambda net, x: (x + 1,), inputs=[(FLOAT, BATCH, 8)], outputs=[(FLOAT, BATCH, 8)])
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_and_logging_stays_as_it_was(tmp_path):
     """In a process of its own: ExecuTorch configures the root logger when it is first imported."""
     script = """

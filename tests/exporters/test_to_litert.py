@@ -188,6 +188,7 @@ def test_a_trunk_is_the_stage_without_its_head(bundle):
     assert not buffers[1][stage.head[0]].read(4).any()
 
 
+@pytest.mark.slow
 def test_gates_free_and_forced(Net, tmp_path):
     def forward(net, x):
         y = x + net.hard(x)[:, None] * net.f(x)
