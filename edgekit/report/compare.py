@@ -19,7 +19,7 @@ from edgekit.report.tables import labels
 __all__ = ["TOLERANCE", "Comparison", "Difference", "Pair", "compare"]
 
 TOLERANCE = 0.05
-"""What two runs on one machine may differ by unless said otherwise: neighbours lay up to 3.9 % apart (profiling.md)."""
+"""What two runs on one machine may differ by unless said otherwise; docs/profiling.md has what was measured."""
 LOPSIDED, CLOSE = 1.6, 0.05
 """An interval with one side so many times as long as the other, and longer than that, is told by its ends."""
 QUANTITIES = {
