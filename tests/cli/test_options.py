@@ -107,6 +107,11 @@ def test_an_option_that_a_meter_does_not_take():
 
 def test_runtime_with_options():
     assert options.runtime_options("litert") == {"runtime": "litert"}
+    assert options.runtime_options("onnxruntime:fallback=false,shared_threads=True") == {
+        "runtime": "onnxruntime",
+        "fallback": False,
+        "shared_threads": True,
+    }
     assert options.runtime_options("onnxruntime:provider=cuda,row_by_row=1") == {
         "runtime": "onnxruntime",
         "provider": "cuda",
