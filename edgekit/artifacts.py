@@ -1,10 +1,10 @@
-"""Names of a bundle's sets of artifacts: one for every kind of device and precision."""
+"""Names of a bundle's sets of artifacts, one for every kind of device and precision, and of graphs in them."""
 
 from __future__ import annotations
 
 from edgekit.errors import InputError
 
-__all__ = ["CALIBRATED", "FLOAT", "PRECISIONS", "artifact_set", "precision_of"]
+__all__ = ["CALIBRATED", "FLOAT", "PRECISIONS", "artifact_set", "precision_of", "trunk_of"]
 
 FLOAT = "float32"
 """As the network was exported."""
@@ -28,3 +28,8 @@ def artifact_set(target: str, precision: str = FLOAT) -> str:
 def precision_of(artifacts: str) -> str:
     """The precision in a set's name: of ``"onnx-int8"``, ``"int8"``."""
     return next((name for name in PRECISIONS if artifacts.endswith(f"-{name}")), FLOAT)
+
+
+def trunk_of(stage: str) -> str:
+    """What a stage without its exit's head is called in a file that holds both."""
+    return f"{stage}:trunk"

@@ -3,7 +3,7 @@
 ::
 
     manifest.json                 plan, tensor contracts, digest and size of every file, versions that made it
-    stages/<target>/<stage>.*     one artifact per stage and target
+    stages/<target>/<stage>.*     one artifact per stage and target, or one file of a target for all
     stages/<set>-<digest>/...     one more set, as "onnx-int8"; it may share files of the target's own
     golden/golden.npz             inputs, and the eager model's logits of every exit
     policies/<name>-<digest>.json thresholds with their provenance
@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -106,20 +106,31 @@ class Bundle:
         Raises:
             BundleError: the bundle has no such artifact, or it changed since it was written.
         """
-        try:
-            name = self.manifest.artifacts[target][stage]
-        except KeyError:
+        return self._artifacts(target, (stage,))[stage]
+
+    def artifacts(self, target: str) -> dict[str, Path]:
+        """The file of each stage, by name, as :meth:`artifact` does; a file that holds several is checked once.
+
+        Raises:
+            BundleError: the bundle has no such artifacts, or one changed since it was written.
+        """
+        return self._artifacts(target, [stage.name for stage in self.plan.stages])
+
+    def _artifacts(self, target: str, stages: Sequence[str]) -> dict[str, Path]:
+        named = self.manifest.artifacts.get(target, {})
+        missing = next((stage for stage in stages if stage not in named), None)
+        if missing is not None:
             precision = precision_of(target)
             remedy = f"export again with targets=('{target}',)"
             if precision != FLOAT:
                 remedy = f"run edgekit quantize --precision {precision}"
             raise BundleError(
-                f"{self.path}: holds no '{target}' artifact of stage '{stage}' "
+                f"{self.path}: holds no '{target}' artifact of stage '{missing}' "
                 f"(targets: {', '.join(self.targets) or 'none'}); {remedy}"
-            ) from None
-        for file in self._files_of(name):
+            )
+        for file in dict.fromkeys(file for stage in stages for file in self._files_of(named[stage])):
             self._verify(file)
-        return self._folder / name
+        return {stage: self._folder / named[stage] for stage in stages}
 
     def artifact_digests(self, target: str) -> dict[str, str]:
         """sha256 of every file of a target's artifacts, by path."""

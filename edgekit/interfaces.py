@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Buffer",
     "DeviceClock",
+    "Joining",
     "Meter",
     "NodePlacement",
     "OperatorTimer",
@@ -59,6 +60,23 @@ class Target(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that write the artifact, by name."""
+        ...
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """A target that keeps the stages of a network in one file, where its runtime finds each by its name."""
+
+    def join(self, files: Sequence[Path], path: Path) -> None:
+        """Write one file that holds every stage of several.
+
+        Raises:
+            LoweringError: they do not go into one.
+        """
+        ...
+
+    def part(self, file: Path, stage: Stage, path: Path) -> None:
+        """Write a file that holds one stage of several."""
         ...
 
 

@@ -460,5 +460,4 @@ def _joined(results: Sequence[Result]) -> Result:
 def _artifacts(bundle: Bundle, runtime: Runtime, precision: str) -> tuple[str, dict[str, Path]]:
     """Name of the set that a runtime runs, and each stage's file in it; none for a runtime that opens none."""
     target = artifact_set(runtime.target, precision)
-    names = [stage.name for stage in bundle.plan.stages] if target else []
-    return target, {name: bundle.artifact(target, name) for name in names}
+    return target, bundle.artifacts(target) if target else {}

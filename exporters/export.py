@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -36,7 +37,7 @@ from edgekit.exporters.parity import (
 )
 from edgekit.exporters.partition import Part, partition
 from edgekit.exporters.stages import make_plan, trace_stage
-from edgekit.interfaces import Runtime, Target
+from edgekit.interfaces import Joining, Runtime, Target
 from edgekit.manifest import Manifest
 from edgekit.plan import Plan, Stage
 from edgekit.progress import Progress, silent
@@ -46,6 +47,8 @@ from edgekit.tensors import BATCH
 __all__ = ["Staged", "export_bundle", "stage_model"]
 
 
+APART = ".apart"
+"""Folder of stages that are still to be joined: no target's name."""
 TOGETHER = 8
 """Gates that are closed in turn in one run of the whole graph, on samples of their own."""
 
@@ -261,17 +264,29 @@ def export_bundle(
 def _lower(
     staged: Staged, targets: Sequence[Target], writer: BundleWriter, progress: Progress
 ) -> dict[str, dict[str, str]]:
-    """Write every stage for every target. Returns the artifacts' paths by target and stage."""
+    """Write every stage for every target, and see that it opens. Returns the artifacts' paths by target and stage."""
     plan = staged.plan
     artifacts: dict[str, dict[str, str]] = {target.name: {} for target in targets}
+    runtimes = [cast("Runtime", plugins.create("runtimes", target.runtime)) for target in targets]
     total = len(plan.stages) * len(targets)
     for number, (cut, stage) in enumerate(zip(staged.cuts, plan.stages, strict=True)):
         program = trace_stage(cut, stage, plan)
-        for offset, target in enumerate(targets):
+        for offset, (target, runtime) in enumerate(zip(targets, runtimes, strict=True)):
             progress(f"write {stage.name} for {target.name}", number * len(targets) + offset, total)
-            name = f"stages/{target.name}/{stage.name}{target.suffix}"
+            folder = APART if isinstance(target, Joining) else target.name
+            name = f"stages/{folder}/{stage.name}{target.suffix}"
             target.lower(program, stage, writer.path(name), specs=plan.tensors)
             artifacts[target.name][stage.name] = name
+            try:
+                _open_every_way(runtime, stage, writer.folder / name, plan)
+            except EdgekitError as error:
+                raise LoweringError(f"what was written for '{target.name}' does not open: {error}") from error
+    for target in targets:
+        if isinstance(target, Joining):
+            joined = f"stages/{target.name}/network{target.suffix}"
+            target.join([writer.folder / name for name in artifacts[target.name].values()], writer.path(joined))
+            artifacts[target.name] = dict.fromkeys(artifacts[target.name], joined)
+    shutil.rmtree(writer.folder / "stages" / APART, ignore_errors=True)
     progress("write stages", total, total)
     return artifacts
 
@@ -289,11 +304,6 @@ def _compare(
 ) -> dict[str, Any]:
     """Open what was written in its own runtime, and compare."""
     runtime = cast("Runtime", plugins.create("runtimes", target.runtime))
-    try:
-        for stage in staged.plan.stages:
-            _open_every_way(runtime, stage, paths[stage.name], staged.plan)
-    except EdgekitError as error:
-        raise LoweringError(f"what was written for '{target.name}' does not open: {error}") from error
     rows = len(inputs[0])
     batches = [slice(0, rows), slice(0, 1), slice(rows - 1, rows)]
     if staged.mixing:

@@ -32,6 +32,7 @@ def rewrite_operators(module: GraphModule) -> None:
         aten.scatter.src: _scattered,
         aten.scatter.value: _scattered,
         aten.one_hot.default: _one_hot,
+        aten.view.default: aten.reshape.default,  # an image lies channel-last now, which no view of it may see
     }
     for node in list(module.graph.nodes):
         node.target = replacements.get(node.target, node.target)

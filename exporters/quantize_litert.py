@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.bundle import variant
 from edgekit.errors import LoweringError, require
+from edgekit.exporters.litert_files import LiteRTFiles, join, signatures
 from edgekit.exporters.litert_quiet import undisturbed
 from edgekit.exporters.quantize_graph import Graph, Node
 from edgekit.exporters.quantize_ranges import activation_ranges, shared
@@ -38,7 +39,7 @@ KINDS = {
 """LiteRT's operators that take lower precision, by ONNX's name for them."""
 
 
-class LiteRTQuantizer:
+class LiteRTQuantizer(LiteRTFiles):
     """Writes LiteRT stages in lower precision. See :class:`edgekit.exporters.quantize.Quantizer`."""
 
     target = "litert"
@@ -57,23 +58,35 @@ class LiteRTQuantizer:
         """See :meth:`edgekit.exporters.quantize.Quantizer.write`."""
         if stage.whole:
             return "samples of a batch need one another in it"
-        files = {source: path}
-        if (trunk := variant(source, "trunk")).is_file():
-            files[trunk] = variant(path, "trunk")
-        for before, after in files.items():
+        with TemporaryDirectory(prefix="edgekit-") as folder:
+            lowered = []
+            for number, name in enumerate(signatures(source)):
+                before, after = (Path(folder) / f"{number}-{kind}{self.suffix}" for kind in ("float", precision))
+                before.write_bytes(join([(source, [name])]))
+                kept = self._lower(stage, before, after, precision=precision, given=given, deciding=deciding)
+                if kept is not None:
+                    return kept
+                lowered.append(after)
+            self.join(lowered, path)
+        return None
+
+    def _lower(
+        self, stage: Stage, source: Path, path: Path, *, precision: str, given: Given, deciding: Collection[str]
+    ) -> str | None:
+        """One signature of a stage, alone in a file."""
+        with undisturbed():
+            file = _File(source, stage, (*stage.head, *deciding))
+        chosen = file.graph.lowered()
+        if not file.graph.with_weights(chosen):
+            return "it has no convolution or product with weights beside those that decide"
+        try:
             with undisturbed():
-                file = _File(before, stage, (*stage.head, *deciding))
-            chosen = file.graph.lowered()
-            if not file.graph.with_weights(chosen):
-                return "it has no convolution or product with weights beside those that decide"
-            try:
-                with undisturbed():
-                    file.write(after, chosen, given, precision=precision)
-            except (ValueError, RuntimeError, KeyError) as error:
-                line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                raise LoweringError(
-                    f"stage '{stage.name}' cannot be written in {precision} ({line}); keep it in float"
-                ) from error
+                file.write(path, chosen, given, precision=precision)
+        except (ValueError, RuntimeError, KeyError) as error:
+            line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise LoweringError(
+                f"stage '{stage.name}' cannot be written in {precision} ({line}); keep it in float"
+            ) from error
         return None
 
     def versions(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ from edgekit.data import Dataset
 from edgekit.errors import BundleError, LoweringError
 from edgekit.exporters.quantize_effects import Effect, HeldOut, stage_times
 from edgekit.exporters.survivors import Given, closest, everyone, given_to
-from edgekit.interfaces import Runtime
+from edgekit.interfaces import Joining, Runtime
 from edgekit.plan import Plan, Run, Stage, walk
 from edgekit.policy import Policy
 from edgekit.precision import PrecisionReport, StagePrecision
@@ -51,7 +51,7 @@ class Quantizer(Protocol):
 
         Args:
             stage: names of its inputs and outputs.
-            source: its float artifact.
+            source: its float artifact, which holds no other stage.
             path: file to write.
             precision: one of :attr:`precisions`.
             given: what the stage is given.
@@ -107,8 +107,20 @@ class Work:
         self.progress = progress
         self.target = quantizer.target
         self.deciding = _deciding(self.plan)
-        self.float = {stage.name: bundle.artifact(self.target, stage.name) for stage in self.plan.stages}
+        self.float = bundle.artifacts(self.target)
+        self.apart = self._taken_apart()
         self.stages = {stage.name: _Stage(stage=stage) for stage in self.plan.stages}
+
+    def _taken_apart(self) -> dict[str, Path]:
+        """Each stage's float artifact by itself."""
+        if not isinstance(self.quantizer, Joining):
+            return self.float
+        found = {}
+        for stage in self.plan.stages:
+            found[stage.name] = self.folder / "float" / stage.name / f"{stage.name}{self.quantizer.suffix}"
+            found[stage.name].parent.mkdir(parents=True)
+            self.quantizer.part(self.float[stage.name], stage, found[stage.name])
+        return found
 
     def write(self, data: Dataset, calibrate_on: On, keep_float: Sequence[str]) -> None:
         """Write every stage that can be, and time it against float."""
@@ -152,9 +164,9 @@ class Work:
             if not given.rows:
                 found.kept = "no sample came to it, not even where gates let all through"
                 return
-        path = self.folder / stage.name / f"{stage.name}{self.quantizer.suffix}"
-        path.parent.mkdir()
-        source = self.float[stage.name]
+        path = self.folder / "lower" / stage.name / f"{stage.name}{self.quantizer.suffix}"
+        path.parent.mkdir(parents=True)
+        source = self.apart[stage.name]
         found.kept = self.quantizer.write(
             stage, source, path, precision=self.precision, given=given, deciding=self.deciding[stage.name]
         )
@@ -198,13 +210,24 @@ class Work:
     def artifacts(self) -> dict[str, Path]:
         """Each stage's file in the set, by name."""
         found = dict(self.float)
-        return found | {name: each.path for name, each in self.stages.items() if each.path and each.kept is None}
+        return found | self._lowered()
+
+    def _lowered(self) -> dict[str, Path]:
+        return {name: each.path for name, each in self.stages.items() if each.path and each.kept is None}
+
+    def _joined(self) -> Path | None:
+        """One file with the whole set, for a target that keeps it so."""
+        if not isinstance(self.quantizer, Joining):
+            return None
+        path = self.folder / f"network{self.quantizer.suffix}"
+        self.quantizer.join(list((self.apart | self._lowered()).values()), path)
+        return path
 
     def _report(
         self, held: HeldOut, effect: Effect, exits: tuple[float, ...], max_drop: float | None
     ) -> PrecisionReport:
-        chosen = self.artifacts()
-        float_s, time_s = held.times(chosen)
+        joined = self._joined()
+        float_s, time_s = held.times(self.artifacts() if joined is None else dict.fromkeys(self.stages, joined))
         stages = tuple(self._stage_report(each) for each in self.stages.values())
         size = sum(each.size_bytes if each.lowered and each.size_bytes else each.float_bytes for each in stages)
         labels = held.data.labels
@@ -232,8 +255,8 @@ class Work:
             flips=effect.flips,
             changed=effect.changed,
             largest_difference=effect.largest_difference,
-            float_bytes=sum(each.float_bytes for each in stages),
-            size_bytes=size,
+            float_bytes=self.bundle.artifact_bytes(self.target),
+            size_bytes=size if joined is None else joined.stat().st_size,
             float_s=float_s,
             time_s=time_s,
             runtime=self.runtime.describe(),
@@ -249,7 +272,7 @@ class Work:
             kept=each.kept,
             reached=each.reached,
             calibrated=each.rows,
-            float_bytes=self.bundle.artifact_bytes(self.target, each.stage.name),
+            float_bytes=self._float_bytes(each.stage),
             size_bytes=None if each.path is None else sum(file.stat().st_size for file in _files(each.path)),
             float_s=each.times[0] if each.times else None,
             time_s=each.times[1] if each.times else None,
@@ -259,18 +282,22 @@ class Work:
             drop=alone.drop if alone else None,
         )
 
+    def _float_bytes(self, stage: Stage) -> int:
+        if isinstance(self.quantizer, Joining):
+            return self.apart[stage.name].stat().st_size
+        return self.bundle.artifact_bytes(self.target, stage.name)
+
     def save(self, report: PrecisionReport) -> None:
         """Let the bundle take what was chosen."""
-        chosen = {name: each.path for name, each in self.stages.items() if each.path and each.kept is None}
+        joined, chosen = self._joined(), self._lowered()
         with TemporaryDirectory(prefix="edgekit-") as folder:
-            for path in chosen.values():
-                for file in _files(path):
-                    file.rename(Path(folder) / file.name)
+            for file in [joined] if joined else [file for path in chosen.values() for file in _files(path)]:
+                file.rename(Path(folder) / file.name)
             self.bundle.add_artifacts(
                 report.artifacts,
                 Path(folder),
-                {name: path.name for name, path in chosen.items()},
-                shared={name: self.target for name in self.stages if name not in chosen},
+                dict.fromkeys(self.stages, joined.name) if joined else {name: p.name for name, p in chosen.items()},
+                shared={} if joined else {name: self.target for name in self.stages if name not in chosen},
                 parity=_kept_of(report),
                 versions=self.quantizer.versions(),
             )

@@ -1,15 +1,15 @@
 """Lowers a stage to LiteRT, the format once called TensorFlow Lite, by litert-torch.
 
 A file takes one sample. Tensors of four dimensions are channel-last, ``(1, height, width, channels)``, as LiteRT's
-kernels want them, so that nothing is transposed where stages meet; a single number is ``(1,)``. What an exit that is
-never taken does not need is left out of a second file::
+kernels want them, so that nothing is transposed where stages meet; a single number is ``(1,)``. A stage is one or two
+signatures, which share their weights::
 
-    blocks.1.tflite          live tensors, logits and all scores, which cost little beside a stage
-    blocks.1-trunk.tflite    live tensors only; none for a stage that has no exit or is the last
+    blocks.1          live tensors, logits and all scores, which cost little beside a stage
+    blocks.1:trunk    live tensors only, for an exit that is never taken; only where a stage has both
 
-Each holds one signature under the stage's name. Its inputs are ``args_0``, ``args_1`` and so on in the stage's order,
-its outputs have the names of the plan. (Two signatures in one file would share their weights there, but litert-torch
-0.10 mixes up constants of two programs: github.com/google-ai-edge/litert-torch, issue 1061.)
+Their inputs are ``args_0``, ``args_1`` and so on in the stage's order, their outputs have the names of the plan. All
+stages of a network are then joined in one file, ``network.tflite``, for one interpreter and one pool of threads:
+between files, threads of one pool that still spin take the cores from the next one's.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from edgekit.bundle import variant
+from edgekit.artifacts import trunk_of
 from edgekit.errors import LoweringError
+from edgekit.exporters.litert_files import LiteRTFiles
 from edgekit.exporters.litert_operators import rewrite_operators
 from edgekit.exporters.litert_quiet import converter, undisturbed
 from edgekit.plan import Stage
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["LiteRTTarget"]
 
 
-class LiteRTTarget:
+class LiteRTTarget(LiteRTFiles):
     """LiteRT through litert-torch. See :class:`edgekit.interfaces.Target`."""
 
     name = "litert"
@@ -59,19 +61,24 @@ class LiteRTTarget:
             )
         try:
             body = _body(program)
-            self._write(_ChannelsLast(body, stage, stage.outputs, specs), stage, path, specs)
+            asked = {stage.name: stage.outputs}
             if stage.exit and stage.live:
-                self._write(_ChannelsLast(body, stage, stage.live, specs), stage, variant(path, "trunk"), specs)
+                asked[trunk_of(stage.name)] = stage.live
+            with TemporaryDirectory(prefix="edgekit-") as folder:
+                files = [Path(folder) / f"{number}{self.suffix}" for number in range(len(asked))]
+                for file, (name, outputs) in zip(files, asked.items(), strict=True):
+                    self._write(_ChannelsLast(body, stage, outputs, specs), name, stage, file, specs)
+                self.join(files, path)
         except OSError:
             raise
         except Exception as error:  # of the tracer, of a lowering or of the converter: nothing below Exception
             raise LoweringError(f"stage '{stage.name}' cannot be written for LiteRT: {_reason(error)}") from error
 
-    def _write(self, module: nn.Module, stage: Stage, path: Path, specs: Mapping[str, TensorSpec]) -> None:
+    def _write(self, module: nn.Module, name: str, stage: Stage, path: Path, specs: Mapping[str, TensorSpec]) -> None:
         example = tuple(_example(specs[name]) for name in stage.inputs)
         with undisturbed():
             # 64-bit tensors would else become 32-bit ones where stages meet.
-            made = self._litert_torch.signature(stage.name, module, example).convert(enable_x64=True)
+            made = self._litert_torch.signature(name, module, example).convert(enable_x64=True)
             content = made.model_content()  # its own writer ends the process when the disk is full
         path.write_bytes(content)
 

@@ -1,6 +1,7 @@
 """LiteRT, once TensorFlow Lite. Images lie channel-last between stages, as its kernels want them.
 
 A file takes one sample, so a batch runs row by row inside each stage, and a row's answer never depends on its batch.
+One file holds all stages of a network: they share an interpreter, and with it a pool of threads.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
-from edgekit.bundle import variant
+from edgekit.artifacts import trunk_of
 from edgekit.errors import BundleError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.plan import Stage
 from edgekit.runtimes.host import ChannelsLastBuffer, HostBuffer
-from edgekit.runtimes.litert_graph import Graph
+from edgekit.runtimes.litert_graph import Graph, give_memory
 from edgekit.streams import unheard
 from edgekit.tensors import TensorSpec
 
@@ -55,37 +57,51 @@ class LiteRTRuntime:
             raise PluginError(f"runtime 'litert': threads cannot be {threads}; give 1 or more")
         self._threads = threads
         self._xnnpack = xnnpack
+        self._interpreters: WeakValueDictionary[tuple[str, int, int, int], Any] = WeakValueDictionary()
         self._library, self._module = _find(library)
         self._version = _version(self._library, self._module)
 
     def open(self, stage: Stage, artifact: Path) -> LiteRTRunner:
-        """One stage. Of two files, each is read when its outputs are first bound; a single one is read now.
+        """One stage. Its graph, or that without its exit's head, is allocated when its outputs are first bound.
+
+        Stages of one file that are open at a time share an interpreter: they must not run at the same time in two
+        threads, whichever session they belong to.
 
         Raises:
             BundleError: LiteRT does not take it, or its inputs and outputs are not the stage's.
         """
         return LiteRTRunner(self, stage, artifact)
 
-    def interpreter(self, stage: Stage, file: Path) -> Any:
-        """An interpreter of a file.
+    def interpreter(self, stage: Stage, file: Path, signature: str | None = None) -> Any:
+        """The interpreter of a file, which all its open stages share; a signature's tensors have memory then.
 
         Raises:
             BundleError: LiteRT does not take it.
         """
-        kind = self._module.OpResolverType
-        resolver = kind.AUTO if self._xnnpack else kind.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         try:
             with unheard():
-                interpreter = self._module.Interpreter(
-                    model_path=str(file), num_threads=self._threads, experimental_op_resolver_type=resolver
-                )
-                interpreter.allocate_tensors()
+                interpreter = self._shared(file)
+                if signature is not None:
+                    give_memory(interpreter, signature)
         except Exception as error:  # ValueError or RuntimeError, by where it fails
             line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise BundleError(
                 f"{file}: stage '{stage.name}' does not open in {self._library} {self._version} ({line}); "
                 "export again, or install a newer ai-edge-litert"
             ) from error
+        return interpreter
+
+    def _shared(self, file: Path) -> Any:
+        state = file.stat()
+        known = (str(file), state.st_ino, state.st_mtime_ns, state.st_size)
+        interpreter = self._interpreters.get(known)
+        if interpreter is None:
+            kind = self._module.OpResolverType
+            resolver = kind.AUTO if self._xnnpack else kind.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            interpreter = self._module.Interpreter(
+                model_path=str(file), num_threads=self._threads, experimental_op_resolver_type=resolver
+            )
+            self._interpreters[known] = interpreter
         return interpreter
 
     def allocate(self, spec: TensorSpec, rows: int) -> HostBuffer | ChannelsLastBuffer:
@@ -104,21 +120,21 @@ class LiteRTRuntime:
         }
 
     def close(self) -> None:
-        """Nothing to give back: every stage has its own interpreter."""
+        """Nothing to give back: stages hold their interpreter."""
 
 
 class LiteRTRunner:
-    """One stage: its file, and beside it one without its exit's head. See :mod:`edgekit.exporters.to_litert`."""
+    """One stage: its graph, and that without its exit's head. See :mod:`edgekit.exporters.to_litert`."""
 
     def __init__(self, runtime: LiteRTRuntime, stage: Stage, artifact: Path) -> None:
         self._runtime = runtime
         self._stage = stage
         self._artifact = artifact
-        self._trunk = variant(artifact, "trunk")
-        self._has_trunk = bool(stage.exit and stage.live and self._trunk.is_file())
-        self._open: dict[Path, Graph] = {}
+        self._graphs: dict[str, Graph] = {}
+        self._interpreter = runtime.interpreter(stage, artifact)
+        self._has_trunk = trunk_of(stage.name) in self._interpreter.get_signature_list()
         if not self._has_trunk:
-            self._graph(artifact, stage.outputs)
+            self._graph(stage.name, stage.outputs)
 
     def bind(self, buffers: Mapping[str, Buffer], *, rows: int, outputs: Sequence[str]) -> Callable[[], None]:
         """See :meth:`edgekit.interfaces.StageRunner.bind`.
@@ -127,21 +143,30 @@ class LiteRTRunner:
             BundleError: LiteRT does not take the file, or it is not the stage's.
         """
         if self._has_trunk and set(outputs) <= set(self._stage.live):
-            graph = self._graph(self._trunk, self._stage.live)
+            graph = self._graph(trunk_of(self._stage.name), self._stage.live)
         else:
-            graph = self._graph(self._artifact, self._stage.outputs)
+            graph = self._graph(self._stage.name, self._stage.outputs)
         names = (*self._stage.inputs, *outputs)
         memory = {name: _memory(buffers[name], rows) for name in names}
         return graph.bind(memory, batched={name for name in names if buffers[name].spec.batched}, rows=rows)
 
-    def _graph(self, file: Path, outputs: Sequence[str]) -> Graph:
-        if file not in self._open:
-            self._open[file] = Graph(self._runtime.interpreter(self._stage, file), self._stage, file, outputs)
-        return self._open[file]
+    def _graph(self, signature: str, outputs: Sequence[str]) -> Graph:
+        if signature not in self._graphs:
+            found = list(self._interpreter.get_signature_list())
+            if signature not in found:
+                holds = ", ".join(found[:3]) + ", ..." * (len(found) > 3)
+                raise BundleError(
+                    f"{self._artifact}: is not stage '{self._stage.name}' (it holds {holds or 'no signature'}); "
+                    "export again"
+                )
+            interpreter = self._runtime.interpreter(self._stage, self._artifact, signature)
+            self._graphs[signature] = Graph(interpreter, signature, self._stage, self._artifact, outputs)
+        return self._graphs[signature]
 
     def close(self) -> None:
-        """Give back the interpreters; what was bound must not run any more."""
-        self._open.clear()
+        """Give back the graphs; what was bound must not run any more."""
+        self._graphs.clear()
+        self._interpreter = None
 
 
 def _memory(buffer: Buffer, rows: int) -> NDArray[Any]:

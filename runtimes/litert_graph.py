@@ -1,9 +1,14 @@
-"""One open LiteRT file of a stage: its tensors, and what copies rows in, runs it and copies rows out."""
+"""One graph of an open LiteRT file: its tensors, and what copies rows in, runs it and copies rows out.
+
+LiteRT's Python interpreter runs the first graph of a file, or any by copies of all that goes in and out. So its inner
+object is used, which the class wraps since there has been one, and which takes the number of a graph.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +18,38 @@ from numpy.typing import NDArray
 from edgekit.errors import BundleError
 from edgekit.plan import Stage
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "give_memory"]
+
+
+def give_memory(interpreter: Any, signature: str) -> None:
+    """Allocate the tensors of a signature's graph; where they are already, they stay where they are."""
+    interpreter._interpreter.AllocateTensors(_place(interpreter, signature))
+
+
+def _place(interpreter: Any, signature: str) -> int:
+    return int(interpreter._interpreter.GetSubgraphIndexFromSignature(signature))
 
 
 class Graph:
-    """A file, open.
+    """A graph that has its memory.
 
     Args:
-        interpreter: of LiteRT, its tensors allocated.
-        stage: that the file must be of.
+        interpreter: of LiteRT.
+        signature: of the graph.
+        stage: that it must be of.
         file: for errors.
-        outputs: that the file must compute.
+        outputs: that it must compute.
 
     Raises:
-        BundleError: the file is of another stage, or its inputs and outputs are not the stage's.
+        BundleError: its inputs and outputs are not the stage's.
     """
 
-    def __init__(self, interpreter: Any, stage: Stage, file: Path, outputs: Sequence[str]) -> None:
+    def __init__(self, interpreter: Any, signature: str, stage: Stage, file: Path, outputs: Sequence[str]) -> None:
         self._interpreter = interpreter
+        self._place = _place(interpreter, signature)
         self._stage = stage
         self._file = file
-        found = list(interpreter.get_signature_list())
-        if found != [stage.name]:
-            raise self._wrong(f"it holds {', '.join(found) or 'no signature'}")
-        runner = interpreter.get_signature_runner(stage.name)
+        runner = interpreter.get_signature_runner(signature)
         given, made = runner.get_input_details(), runner.get_output_details()
         del runner  # which the interpreter would take for somebody who looks at its memory
         if set(given) != {f"args_{place}" for place in range(len(stage.inputs))}:
@@ -63,7 +76,7 @@ class Graph:
             self._check(name, array[:1] if name in batched else array)
         into = [(self._tensors[name], memory[name], name in batched) for name in memory if name in self._stage.inputs]
         out = [(memory[name], self._tensors[name]) for name in memory if name not in self._stage.inputs]
-        invoke = self._interpreter.invoke
+        invoke = partial(self._interpreter._interpreter.Invoke, self._place)
         if rows == 1:
             given = [(place, array[:1] if has_rows else array) for place, array, has_rows in into]
             made = [(array[:1], place) for array, place in out]
@@ -108,7 +121,8 @@ class Graph:
         Nothing is resized here, so the memory stays where it is for as long as the interpreter lives.
         """
         try:
-            view = self._interpreter.tensor(index)()
+            inner = self._interpreter._interpreter
+            view = inner.tensor(inner, index, self._place)
             raw = (ctypes.c_char * view.nbytes).from_address(view.ctypes.data)
         except (ValueError, AttributeError) as error:
             raise self._wrong(f"tensor '{name}' has no fixed size") from error

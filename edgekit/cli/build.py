@@ -50,8 +50,7 @@ def command(
         try:
             made.keep_engines(engines_beside(opened.path))
             target = artifact_set(made.target, precision)
-            artifacts = {stage.name: opened.artifact(target, stage.name) for stage in opened.plan.stages}
-            built = build_engines(made, opened.plan.stages, artifacts, progress=progress)
+            built = build_engines(made, opened.plan.stages, opened.artifacts(target), progress=progress)
             facts = made.describe()
         finally:
             made.close()
