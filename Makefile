@@ -27,8 +27,8 @@ demo: $(READY) ## export, calibrate, profile and report a small network; look at
 	$(BIN)/edgekit profile build/demo/digits.edgekit --data edgekit.zoo.digits:test_set -o build/demo/profile.json
 	$(BIN)/edgekit report build/demo/profile.json -o build/demo/report.html
 
-test: $(READY) ## the default tests
-	$(BIN)/python -m pytest
+test: $(READY) ## the default tests, a process for each core, at most four
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 slow: $(READY) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -115,7 +115,11 @@ class Assembler:
             warnings=(
                 *((f"not a measurement of a device: {scripted}",) if scripted else ()),
                 *machine_warnings(self.before, after),
-                *latency_warnings(summaries),
+                *latency_warnings(
+                    summaries,
+                    exits=[work.name for work in self.works if work.kind == "exit"],
+                    median_within=self.protocol.median_within,
+                ),
                 *_answer_warnings(found.timings, found.answers, samples=len(self.data)),
                 *_placement_warnings(session.runtime),
                 *_other_warnings(found),

@@ -237,8 +237,27 @@ def _check(rule: str, passed: bool, says: str, advice: str) -> Check:
     return Check(rule=rule, passed=passed, says=says, advice="" if passed else advice)
 
 
-def latency_warnings(summaries: Mapping[str, LatencySummary]) -> Iterator[str]:
-    """What about the samples makes the figures less certain, and what to change."""
+def latency_warnings(
+    summaries: Mapping[str, LatencySummary], *, exits: Sequence[str] = (), median_within: float = 0.0
+) -> Iterator[str]:
+    """What about the samples makes the figures less certain, and what to change.
+
+    Args:
+        summaries: by name of what was run.
+        exits: names of those whose medians were to be known to a width.
+        median_within: that width, as the protocol has it; 0 where none was asked for.
+    """
+    unknown = []
+    for name in exits if median_within else ():
+        each = summaries[name]
+        half = (each.median_high_s - each.median_low_s) / 2 / each.median_s
+        if half > median_within:
+            unknown.append(f"{name} {half:.1%}")
+    if unknown:
+        yield (
+            f"medians are not known to the {median_within:.1%} asked for ({', '.join(unknown)}): the machine's speed "
+            "wanders; fix its frequency and stop other work (edgekit doctor --fix), or measure longer"
+        )
     unsteady = [
         f"{name} {summary.sd_s / summary.mean_s:.0%}"
         for name, summary in summaries.items()

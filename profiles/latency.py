@@ -28,7 +28,7 @@ __all__ = ["Timed", "Timings", "close_latency", "measure_latency"]
 
 STEADY = 0.02
 """How near two stretches of warm-up must be to each other."""
-MOST_TIMES = 3
+MOST_TIMES = 5
 """How many times the seconds asked for a measurement lasts at most for the sake of its medians."""
 LOOK_EVERY_S = 5.0
 """How often a measurement that lasts for its medians' sake looks at them, between two rounds."""

@@ -29,7 +29,7 @@ class Protocol:
         min_seconds: of rounds, warm-up not counted (hyperfine, trtexec: 3 s).
         max_seconds: no longer than this for the sake of passing all the data, or of medians.
         median_within: share of an exit's median that half of its interval may be; where a machine's speed wanders, only
-            more time tells a median as well, at most three times ``min_seconds``. 0 does not ask.
+            more time tells a median as well, at most five times ``min_seconds``. 0 does not ask.
         closure: how far the stream's mean may be from what its exits explain, as a share.
         stages_s: of inferences that are taken apart, stage by stage; 0 for none.
         paced_hz: rates at which the stream is run as well.

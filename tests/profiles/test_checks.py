@@ -127,6 +127,20 @@ def test_a_meter_that_failed_at_once_breaks_one_rule():
     )] == ["meter-to-the-end"]  # fmt: skip
 
 
+def test_medians_that_stayed_unknown_are_told():
+    rng = np.random.default_rng(0)
+    known, wandering = (summarize((1e6 * speed).astype(np.int64)) for speed in (
+        rng.normal(1, 0.01, 2000), np.repeat(rng.normal(1, 0.05, 20), 100) + rng.normal(0, 0.01, 2000)
+    ))  # fmt: skip
+    summaries = {"a": known, "b": wandering, "stream": wandering}
+    (text,) = latency_warnings(summaries, exits=("a", "b"), median_within=0.015)
+    half = (wandering.median_high_s - wandering.median_low_s) / 2 / wandering.median_s
+    assert half > 0.015
+    assert f"not known to the 1.5% asked for (b {half:.1%})" in text
+    assert not list(latency_warnings(summaries, exits=("a",), median_within=0.015))
+    assert not list(latency_warnings(summaries, exits=("a", "b")))
+
+
 def test_unsteady_latency_is_doubted():
     steady, unsteady = summarize([1000] * 700), summarize([1000, 2000] * 350)
     texts = list(latency_warnings({"a": steady, "b": unsteady}))

@@ -114,7 +114,7 @@ def test_rounds_go_on_until_medians_are_known(session, data, clock, within, leas
 
 def test_medians_that_stay_unknown_end_in_time(session, data, clock):
     wandering(session, clock, every_s=1.0, slower=3e-4)
-    for most_s, lasts_s in ((20.0, 20.0), (1000.0, 30.0)):
+    for most_s, lasts_s in ((20.0, 20.0), (1000.0, 50.0)):
         protocol = short(min_seconds=10.0, max_seconds=most_s, median_within=1e-5, max_warmup_s=0.0)
         assert lasts_s <= measure(session, data, clock, protocol).seconds < lasts_s + 1
 
