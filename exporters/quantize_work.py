@@ -215,18 +215,18 @@ class Work:
     def _lowered(self) -> dict[str, Path]:
         return {name: each.path for name, each in self.stages.items() if each.path and each.kept is None}
 
-    def _joined(self) -> Path | None:
+    def _joined(self, folder: Path) -> Path | None:
         """One file with the whole set, for a target that keeps it so."""
         if not isinstance(self.quantizer, Joining):
             return None
-        path = self.folder / f"network{self.quantizer.suffix}"
+        path = folder / f"network{self.quantizer.suffix}"
         self.quantizer.join(list((self.apart | self._lowered()).values()), path)
         return path
 
     def _report(
         self, held: HeldOut, effect: Effect, exits: tuple[float, ...], max_drop: float | None
     ) -> PrecisionReport:
-        joined = self._joined()
+        joined = self._joined(self.folder)
         float_s, time_s = held.times(self.artifacts() if joined is None else dict.fromkeys(self.stages, joined))
         stages = tuple(self._stage_report(each) for each in self.stages.values())
         size = sum(each.size_bytes if each.lowered and each.size_bytes else each.float_bytes for each in stages)
@@ -289,15 +289,19 @@ class Work:
 
     def save(self, report: PrecisionReport) -> None:
         """Let the bundle take what was chosen."""
-        joined, chosen = self._joined(), self._lowered()
         with TemporaryDirectory(prefix="edgekit-") as folder:
-            for file in [joined] if joined else [file for path in chosen.values() for file in _files(path)]:
-                file.rename(Path(folder) / file.name)
+            joined = self._joined(Path(folder))
+            written = {name: path.name for name, path in self._lowered().items()}
+            if joined is not None:
+                written = dict.fromkeys(self.stages, joined.name)
+            else:
+                for file in [file for path in self._lowered().values() for file in _files(path)]:
+                    file.rename(Path(folder) / file.name)
             self.bundle.add_artifacts(
                 report.artifacts,
                 Path(folder),
-                dict.fromkeys(self.stages, joined.name) if joined else {name: p.name for name, p in chosen.items()},
-                shared={} if joined else {name: self.target for name in self.stages if name not in chosen},
+                written,
+                shared={name: self.target for name in self.stages if name not in written},
                 parity=_kept_of(report),
                 versions=self.quantizer.versions(),
             )

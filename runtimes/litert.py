@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -72,26 +73,25 @@ class LiteRTRuntime:
         """
         return LiteRTRunner(self, stage, artifact)
 
-    def interpreter(self, stage: Stage, file: Path, signature: str | None = None) -> Any:
-        """The interpreter of a file, which all its open stages share; a signature's tensors have memory then.
+    @contextmanager
+    def opening(self, stage: Stage, file: Path) -> Iterator[None]:
+        """Have LiteRT say nothing inside, and its errors name stage and file.
 
         Raises:
-            BundleError: LiteRT does not take it.
+            BundleError: LiteRT does not take the file.
         """
         try:
             with unheard():
-                interpreter = self._shared(file)
-                if signature is not None:
-                    give_memory(interpreter, signature)
+                yield
         except Exception as error:  # ValueError or RuntimeError, by where it fails
             line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise BundleError(
                 f"{file}: stage '{stage.name}' does not open in {self._library} {self._version} ({line}); "
                 "export again, or install a newer ai-edge-litert"
             ) from error
-        return interpreter
 
-    def _shared(self, file: Path) -> Any:
+    def interpreter(self, file: Path) -> Any:
+        """The interpreter of a file, which all its open stages share."""
         state = file.stat()
         known = (str(file), state.st_ino, state.st_mtime_ns, state.st_size)
         interpreter = self._interpreters.get(known)
@@ -131,8 +131,10 @@ class LiteRTRunner:
         self._stage = stage
         self._artifact = artifact
         self._graphs: dict[str, Graph] = {}
-        self._interpreter = runtime.interpreter(stage, artifact)
-        self._has_trunk = trunk_of(stage.name) in self._interpreter.get_signature_list()
+        with runtime.opening(stage, artifact):
+            self._interpreter = runtime.interpreter(artifact)
+            self._signatures = list(self._interpreter.get_signature_list())
+        self._has_trunk = trunk_of(stage.name) in self._signatures
         if not self._has_trunk:
             self._graph(stage.name, stage.outputs)
 
@@ -152,15 +154,15 @@ class LiteRTRunner:
 
     def _graph(self, signature: str, outputs: Sequence[str]) -> Graph:
         if signature not in self._graphs:
-            found = list(self._interpreter.get_signature_list())
-            if signature not in found:
-                holds = ", ".join(found[:3]) + ", ..." * (len(found) > 3)
+            if signature not in self._signatures:
+                holds = ", ".join(self._signatures[:3]) + ", ..." * (len(self._signatures) > 3)
                 raise BundleError(
                     f"{self._artifact}: is not stage '{self._stage.name}' (it holds {holds or 'no signature'}); "
                     "export again"
                 )
-            interpreter = self._runtime.interpreter(self._stage, self._artifact, signature)
-            self._graphs[signature] = Graph(interpreter, signature, self._stage, self._artifact, outputs)
+            with self._runtime.opening(self._stage, self._artifact):
+                give_memory(self._interpreter, signature)
+            self._graphs[signature] = Graph(self._interpreter, signature, self._stage, self._artifact, outputs)
         return self._graphs[signature]
 
     def close(self) -> None:
