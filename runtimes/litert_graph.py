@@ -26,6 +26,10 @@ def give_memory(interpreter: Any, signature: str) -> None:
     interpreter._interpreter.AllocateTensors(_place(interpreter, signature))
 
 
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return memoryview(array if array.ndim else array.reshape(1)).cast("B")
+
+
 def _place(interpreter: Any, signature: str) -> int:
     return int(interpreter._interpreter.GetSubgraphIndexFromSignature(signature))
 
@@ -78,15 +82,16 @@ class Graph:
         out = [(memory[name], self._tensors[name]) for name in memory if name not in self._stage.inputs]
         invoke = partial(self._interpreter._interpreter.Invoke, self._place)
         if rows == 1:
-            given = [(place, array[:1] if has_rows else array) for place, array, has_rows in into]
-            made = [(array[:1], place) for array, place in out]
+            # As bytes: of small arrays, most of an assignment's time is finding out what they are.
+            given = [(_bytes(place), _bytes(array[:1] if has_rows else array)) for place, array, has_rows in into]
+            made = [(_bytes(array[:1]), _bytes(place)) for array, place in out]
 
             def run() -> None:
                 for place, array in given:
-                    place[...] = array
+                    place[:] = array
                 invoke()
                 for array, place in made:
-                    array[...] = place
+                    array[:] = place
 
             return run
 
