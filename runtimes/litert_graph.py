@@ -27,7 +27,7 @@ def give_memory(interpreter: Any, signature: str) -> None:
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
-    return memoryview(array if array.ndim else array.reshape(1)).cast("B")
+    return (array if array.ndim else array.reshape(1)).data.cast("B")
 
 
 def _place(interpreter: Any, signature: str) -> int:
