@@ -23,6 +23,7 @@ __all__ = [
     "difference_interval",
     "independent_samples",
     "mean_interval",
+    "median_half_width",
     "quantile_draws",
     "quantile_interval",
     "summarize",
@@ -158,6 +159,16 @@ def quantile_interval(
     places = [beta_quantile(end, *_beta(worth, level)) for end in ((1 - confidence) / 2, (1 + confidence) / 2)]
     low, high = np.quantile(samples, places, method="hazen")
     return float(low), float(high)
+
+
+def median_half_width(samples: NDArray[np.float64]) -> float:
+    """Half of the median's interval (:func:`quantile_interval`) as a share of the median; infinite if not known.
+
+    Args:
+        samples: ``(samples,) float64`` in the order in which they were taken.
+    """
+    found, middle = quantile_interval(samples, 0.5), float(np.median(samples))
+    return (found[1] - found[0]) / 2 / middle if found is not None and middle > 0 else math.inf
 
 
 def quantile_draws(

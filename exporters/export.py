@@ -273,7 +273,7 @@ def _lower(
         program = trace_stage(cut, stage, plan)
         for offset, (target, runtime) in enumerate(zip(targets, runtimes, strict=True)):
             progress(f"write {stage.name} for {target.name}", number * len(targets) + offset, total)
-            folder = APART if isinstance(target, Joining) else target.name
+            folder = f"{APART}/{target.name}" if isinstance(target, Joining) else target.name
             name = f"stages/{folder}/{stage.name}{target.suffix}"
             target.lower(program, stage, writer.path(name), specs=plan.tensors)
             artifacts[target.name][stage.name] = name
@@ -284,9 +284,16 @@ def _lower(
     for target in targets:
         if isinstance(target, Joining):
             joined = f"stages/{target.name}/network{target.suffix}"
-            target.join([writer.folder / name for name in artifacts[target.name].values()], writer.path(joined))
+            try:
+                target.join([writer.folder / name for name in artifacts[target.name].values()], writer.path(joined))
+            except OSError:
+                raise
+            except Exception as error:  # of a library that writes the format
+                raise LoweringError(f"the stages for '{target.name}' cannot be joined in one file: {error}") from error
             artifacts[target.name] = dict.fromkeys(artifacts[target.name], joined)
     shutil.rmtree(writer.folder / "stages" / APART, ignore_errors=True)
+    for runtime in runtimes:
+        runtime.close()
     progress("write stages", total, total)
     return artifacts
 

@@ -17,17 +17,33 @@ from edgekit.artifacts import trunk_of
 from edgekit.errors import LoweringError
 from edgekit.plan import Stage
 
-__all__ = ["LiteRTFiles", "join", "signatures"]
+__all__ = ["LiteRTFiles", "join", "read_model", "signatures", "write_model"]
 
 ALIGNMENT = 16
 """Of a buffer in the file: LiteRT's schema asks for it, and its Python classes do not see to it."""
 LARGEST = 2**31 - 1
 """Bytes of a file: what its offsets reach."""
+OTHERS = 1 << 26
+"""Bytes that are left for what is no weight."""
+
+
+def read_model(path: Path) -> Any:
+    """A file in the classes of LiteRT's schema, a ``ModelT``."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    return flatbuffer_utils.read_model(str(path))
+
+
+def write_model(model: Any) -> bytes:
+    """The file of a ``ModelT``."""
+    builder = _aligning()(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
 
 
 def signatures(path: Path) -> list[str]:
     """Names of a file's signatures, in order."""
-    return [_text(each.signatureKey) for each in _read(path).signatureDefs or ()]
+    return [_text(each.signatureKey) for each in read_model(path).signatureDefs or ()]
 
 
 def join(files: Iterable[tuple[Path, Sequence[str] | None]]) -> bytes:
@@ -41,7 +57,7 @@ def join(files: Iterable[tuple[Path, Sequence[str] | None]]) -> bytes:
     """
     joined = _Joined()
     for path, names in files:
-        joined.add(_read(path), names)
+        joined.add(read_model(path), names)
     return joined.content()
 
 
@@ -53,7 +69,13 @@ class LiteRTFiles:
         path.write_bytes(join((file, None) for file in files))
 
     def part(self, file: Path, stage: Stage, path: Path) -> None:
-        """Write a file that holds one stage of several."""
+        """Write a file that holds one stage of several.
+
+        Raises:
+            LoweringError: the stage is not in it.
+        """
+        if stage.name not in signatures(file):
+            raise LoweringError(f"{file}: holds no stage '{stage.name}'; export again")
         path.write_bytes(join([(file, (stage.name, trunk_of(stage.name)))]))
 
 
@@ -113,11 +135,9 @@ class _Joined:
     def content(self) -> bytes:
         """The file."""
         size = sum(len(each.data) for each in self._model.buffers if each.data is not None)
-        if size > LARGEST:
+        if size + OTHERS > LARGEST:
             raise LoweringError(f"{size / 1e9:.1f} GB of weights are more than a LiteRT file can hold (2.1 GB)")
-        builder = _aligning()(size + (1 << 20))
-        builder.Finish(self._model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+        return write_model(self._model)
 
 
 def _place(known: dict[Any, int], key: Any, rows: list[Any], row: Any) -> int:
@@ -157,12 +177,6 @@ def _aligning() -> type[Any]:
             return super().StartVector(elemSize, numElems, max(alignment, ALIGNMENT))
 
     return Builder
-
-
-def _read(path: Path) -> Any:
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    return flatbuffer_utils.read_model(str(path))
 
 
 def _version(buffer: Any) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import LoweringError, require
-from edgekit.exporters.litert_files import LiteRTFiles, join, signatures
+from edgekit.exporters.litert_files import LiteRTFiles, join, read_model, signatures, write_model
 from edgekit.exporters.litert_quiet import undisturbed
 from edgekit.exporters.quantize_graph import Graph, Node
 from edgekit.exporters.quantize_ranges import activation_ranges, shared
@@ -102,11 +102,12 @@ class _File:
 
         self._path = path
         self._stage = stage
-        model = flatbuffer_utils.read_model(str(path))
+        model = read_model(path)
         self._subgraph = model.subgraphs[0]
         (signature,) = model.signatureDefs
         self._inputs = {_text(each.name): each.tensorIndex for each in signature.inputs}
         outputs = {_text(each.name): each.tensorIndex for each in signature.outputs}
+        self._numbers = {name: list(self._subgraph.outputs).index(place) for name, place in outputs.items()}
         self._operators = [
             flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) for operator in self._subgraph.operators
         ]
@@ -146,6 +147,28 @@ class _File:
         ranges = self._ranges(chosen, given) if precision == "int8" else None
         made = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
         made.export_model(str(path))
+        self._mend_signature(path)
+
+    def _mend_signature(self, path: Path) -> None:
+        """Let graph and signature give what they gave, in float.
+
+        ai-edge-quantizer (0.10) leaves the signature at a tensor of 8 bits where an output is read inside as well; and
+        it gives that tensor out where what reads it inside has 8 bits and what makes it has not.
+        """
+        from ai_edge_litert.tools import flatbuffer_utils
+
+        model = read_model(path)
+        graph, (signature,) = model.subgraphs[0], model.signatureDefs  # graphs that it calls come behind
+        made = {
+            operator.outputs[0]: operator.inputs[0]
+            for operator in graph.operators
+            if flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) == "QUANTIZE"
+        }
+        for each in signature.outputs:
+            number = self._numbers[_text(each.name)]
+            graph.outputs[number] = made.get(graph.outputs[number], graph.outputs[number])
+            each.tensorIndex = graph.outputs[number]
+        path.write_bytes(write_model(model))
 
     def _scope(self, name: str) -> tuple[str, Any]:
         """What ai-edge-quantizer knows an operator by: a pattern of what it makes, and its kind."""

@@ -190,7 +190,10 @@ class Work:
                 runner.bind(buffers, rows=1, outputs=outputs)
                 runner.close()
         except BundleError as error:
-            raise LoweringError(f"what was written in {self.precision} does not open: {error}") from error
+            raise LoweringError(
+                f"what was written in {self.precision} does not open: {error}; or keep the stage in float: "
+                f"--keep-float {stage.name}"
+            ) from error
 
     def measure(self, data: Dataset, max_drop: float | None) -> PrecisionReport:
         """Each stage alone, then the set, with the worst kept in float until the drop is within bounds."""
@@ -200,36 +203,36 @@ class Work:
             assert each.path is not None
             each.alone = held.alone(each.stage, each.path)
         worst = sorted(lowered, key=_harm, reverse=True)
-        effect, exits = held.whole(self.artifacts())
+        self.chosen = self.artifacts()
+        effect, exits = held.whole(self.chosen)
         while max_drop is not None and effect.drop > max_drop and worst:
             each = worst.pop(0)
             each.kept = f"with it in {self.precision} the set lost {100 * effect.drop:.2f} %"
-            effect, exits = held.whole(self.artifacts())
+            self.chosen = self.artifacts()
+            effect, exits = held.whole(self.chosen)
         return self._report(held, effect, exits, max_drop)
 
     def artifacts(self) -> dict[str, Path]:
-        """Each stage's file in the set, by name."""
-        found = dict(self.float)
-        return found | self._lowered()
+        """Each stage's file in the set, by name, as the bundle will have it."""
+        if not isinstance(self.quantizer, Joining):
+            return self.float | self._lowered()
+        path = self.folder / "set" / f"network{self.quantizer.suffix}"
+        path.parent.mkdir(exist_ok=True)
+        self.quantizer.join(list((self.apart | self._lowered()).values()), path)
+        return dict.fromkeys(self.stages, path)
 
     def _lowered(self) -> dict[str, Path]:
         return {name: each.path for name, each in self.stages.items() if each.path and each.kept is None}
 
-    def _joined(self, folder: Path) -> Path | None:
-        """One file with the whole set, for a target that keeps it so."""
-        if not isinstance(self.quantizer, Joining):
-            return None
-        path = folder / f"network{self.quantizer.suffix}"
-        self.quantizer.join(list((self.apart | self._lowered()).values()), path)
-        return path
-
     def _report(
         self, held: HeldOut, effect: Effect, exits: tuple[float, ...], max_drop: float | None
     ) -> PrecisionReport:
-        joined = self._joined(self.folder)
-        float_s, time_s = held.times(self.artifacts() if joined is None else dict.fromkeys(self.stages, joined))
+        float_s, time_s = held.times(self.chosen)
         stages = tuple(self._stage_report(each) for each in self.stages.values())
+        float_bytes = self.bundle.artifact_bytes(self.target)
         size = sum(each.size_bytes if each.lowered and each.size_bytes else each.float_bytes for each in stages)
+        if isinstance(self.quantizer, Joining):
+            size = sum(path.stat().st_size for path in set(self.chosen.values()))
         labels = held.data.labels
         accuracy = held.float_accuracy
         return PrecisionReport(
@@ -255,13 +258,16 @@ class Work:
             flips=effect.flips,
             changed=effect.changed,
             largest_difference=effect.largest_difference,
-            float_bytes=self.bundle.artifact_bytes(self.target),
-            size_bytes=size if joined is None else joined.stat().st_size,
+            float_bytes=float_bytes,
+            size_bytes=size,
             float_s=float_s,
             time_s=time_s,
             runtime=self.runtime.describe(),
             stages=stages,
-            warnings=tuple(_warnings(self.plan, self.policy, stages, max_drop, effect.drop)),
+            warnings=(
+                *_warnings(self.plan, self.policy, stages, max_drop, effect.drop),
+                *_size_warnings(stages, float_bytes=float_bytes, size_bytes=size),
+            ),
         )
 
     def _stage_report(self, each: _Stage) -> StagePrecision:
@@ -290,18 +296,18 @@ class Work:
     def save(self, report: PrecisionReport) -> None:
         """Let the bundle take what was chosen."""
         with TemporaryDirectory(prefix="edgekit-") as folder:
-            joined = self._joined(Path(folder))
-            written = {name: path.name for name, path in self._lowered().items()}
-            if joined is not None:
-                written = dict.fromkeys(self.stages, joined.name)
+            lowered = self._lowered()
+            if isinstance(self.quantizer, Joining):
+                lowered, files = self.chosen, sorted(set(self.chosen.values()))
             else:
-                for file in [file for path in self._lowered().values() for file in _files(path)]:
-                    file.rename(Path(folder) / file.name)
+                files = [file for path in lowered.values() for file in _files(path)]
+            for file in files:
+                file.rename(Path(folder) / file.name)
             self.bundle.add_artifacts(
                 report.artifacts,
                 Path(folder),
-                written,
-                shared={name: self.target for name in self.stages if name not in written},
+                {name: path.name for name, path in lowered.items()},
+                shared={name: self.target for name in self.stages if name not in lowered},
                 parity=_kept_of(report),
                 versions=self.quantizer.versions(),
             )
@@ -326,6 +332,14 @@ def _harm(each: _Stage) -> tuple[float, float]:
 def _files(artifact: Path) -> list[Path]:
     """An artifact in the folder of its stage, and what was written beside it."""
     return sorted(artifact.parent.iterdir())
+
+
+def _size_warnings(stages: Sequence[StagePrecision], *, float_bytes: int, size_bytes: int) -> list[str]:
+    if size_bytes < float_bytes:
+        return []
+    kept = ", ".join(each.name for each in stages if not each.lowered)
+    shared = f" ({kept} stay in float, and stages that share weights with them no longer do)" if kept else ""
+    return [f"the set is not smaller than the float one: {size_bytes:,} bytes of {float_bytes:,}{shared}"]
 
 
 def _warnings(

@@ -25,7 +25,7 @@ from edgekit.profiles.system import machine_checks, machine_warnings
 from edgekit.profiles.workloads import STREAM, Workload, path_macs
 from edgekit.records import ExitProfile, PacedProfile, PathProfile, Profile, StreamProfile
 from edgekit.shares import gate_shares, mean_macs
-from edgekit.stats import difference_interval, summarize
+from edgekit.stats import difference_interval, median_half_width, summarize
 
 if TYPE_CHECKING:
     from edgekit.session import Session
@@ -117,7 +117,11 @@ class Assembler:
                 *machine_warnings(self.before, after),
                 *latency_warnings(
                     summaries,
-                    exits=[work.name for work in self.works if work.kind == "exit"],
+                    halves={
+                        work.name: median_half_width(np.array(found.timings.host_ns(work.name), dtype=np.float64))
+                        for work in self.works
+                        if work.kind == "exit" and done
+                    },
                     median_within=self.protocol.median_within,
                 ),
                 *_answer_warnings(found.timings, found.answers, samples=len(self.data)),

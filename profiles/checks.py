@@ -238,21 +238,17 @@ def _check(rule: str, passed: bool, says: str, advice: str) -> Check:
 
 
 def latency_warnings(
-    summaries: Mapping[str, LatencySummary], *, exits: Sequence[str] = (), median_within: float = 0.0
+    summaries: Mapping[str, LatencySummary], *, halves: Mapping[str, float] | None = None, median_within: float = 0.0
 ) -> Iterator[str]:
     """What about the samples makes the figures less certain, and what to change.
 
     Args:
         summaries: by name of what was run.
-        exits: names of those whose medians were to be known to a width.
+        halves: :func:`edgekit.stats.median_half_width` of those whose medians were to be known to a width, by name.
         median_within: that width, as the protocol has it; 0 where none was asked for.
     """
-    unknown = []
-    for name in exits if median_within else ():
-        each = summaries[name]
-        half = (each.median_high_s - each.median_low_s) / 2 / each.median_s
-        if half > median_within:
-            unknown.append(f"{name} {half:.1%}")
+    wide = {name: half for name, half in (halves or {}).items() if half > median_within > 0}
+    unknown = [f"{name} {half:.1%}" if math.isfinite(half) else f"{name} not at all" for name, half in wide.items()]
     if unknown:
         yield (
             f"medians are not known to the {median_within:.1%} asked for ({', '.join(unknown)}): the machine's speed "

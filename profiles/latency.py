@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgekit.data import Dataset
 from edgekit.errors import MeasurementError
@@ -19,7 +18,7 @@ from edgekit.profiles.protocol import Protocol
 from edgekit.profiles.system import collector_off
 from edgekit.profiles.workloads import STREAM, Workload
 from edgekit.progress import Progress
-from edgekit.stats import quantile_interval
+from edgekit.stats import median_half_width
 
 if TYPE_CHECKING:
     from edgekit.session import Session
@@ -229,15 +228,10 @@ class _Medians:
             return 100
         if timings.seconds >= self._next_s:
             self._next_s = timings.seconds + LOOK_EVERY_S
-            half = max(self._half(np.array(timings.host_ns(name), dtype=np.float64)) for name in self._exits)
+            half = max(median_half_width(np.array(timings.host_ns(name), dtype=np.float64)) for name in self._exits)
             known = half <= self._protocol.median_within
             self._percent = 100 if known else int(99 * (self._protocol.median_within / half) ** 2)
         return self._percent
-
-    @staticmethod
-    def _half(samples: NDArray[np.float64]) -> float:
-        found, middle = quantile_interval(samples, 0.5), float(np.median(samples))
-        return (found[1] - found[0]) / 2 / middle if found is not None and middle > 0 else math.inf
 
 
 def close_latency(timings: Timings, works: Sequence[Workload]) -> Closure:

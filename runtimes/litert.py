@@ -23,7 +23,7 @@ from edgekit.errors import BundleError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.plan import Stage
 from edgekit.runtimes.host import ChannelsLastBuffer, HostBuffer
-from edgekit.runtimes.litert_graph import Graph, give_memory
+from edgekit.runtimes.litert_graph import Graph, OpenFile
 from edgekit.streams import unheard
 from edgekit.tensors import TensorSpec
 
@@ -58,15 +58,15 @@ class LiteRTRuntime:
             raise PluginError(f"runtime 'litert': threads cannot be {threads}; give 1 or more")
         self._threads = threads
         self._xnnpack = xnnpack
-        self._interpreters: WeakValueDictionary[tuple[str, int, int, int], Any] = WeakValueDictionary()
+        self._files: WeakValueDictionary[tuple[str, int, int, int], OpenFile] = WeakValueDictionary()
         self._library, self._module = _find(library)
         self._version = _version(self._library, self._module)
 
     def open(self, stage: Stage, artifact: Path) -> LiteRTRunner:
         """One stage. Its graph, or that without its exit's head, is allocated when its outputs are first bound.
 
-        Stages of one file that are open at a time share an interpreter: they must not run at the same time in two
-        threads, whichever session they belong to.
+        Stages of one file that are open at a time share an interpreter, whichever session they belong to: in threads,
+        one waits for the other.
 
         Raises:
             BundleError: LiteRT does not take it, or its inputs and outputs are not the stage's.
@@ -90,19 +90,19 @@ class LiteRTRuntime:
                 "export again, or install a newer ai-edge-litert"
             ) from error
 
-    def interpreter(self, file: Path) -> Any:
-        """The interpreter of a file, which all its open stages share."""
+    def file(self, file: Path) -> OpenFile:
+        """A file, open, which all its stages share."""
         state = file.stat()
         known = (str(file), state.st_ino, state.st_mtime_ns, state.st_size)
-        interpreter = self._interpreters.get(known)
-        if interpreter is None:
+        opened = self._files.get(known)
+        if opened is None:
             kind = self._module.OpResolverType
             resolver = kind.AUTO if self._xnnpack else kind.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             interpreter = self._module.Interpreter(
                 model_path=str(file), num_threads=self._threads, experimental_op_resolver_type=resolver
             )
-            self._interpreters[known] = interpreter
-        return interpreter
+            self._files[known] = opened = OpenFile(interpreter)
+        return opened
 
     def allocate(self, spec: TensorSpec, rows: int) -> HostBuffer | ChannelsLastBuffer:
         """Host memory; a tensor of four dimensions lies there channel-last."""
@@ -120,7 +120,7 @@ class LiteRTRuntime:
         }
 
     def close(self) -> None:
-        """Nothing to give back: stages hold their interpreter."""
+        """Nothing to give back: stages hold their file."""
 
 
 class LiteRTRunner:
@@ -131,10 +131,17 @@ class LiteRTRunner:
         self._stage = stage
         self._artifact = artifact
         self._graphs: dict[str, Graph] = {}
+        self._has_trunk = bool(stage.exit and stage.live)
+        self._file: OpenFile | None = None
         with runtime.opening(stage, artifact):
-            self._interpreter = runtime.interpreter(artifact)
-            self._signatures = list(self._interpreter.get_signature_list())
-        self._has_trunk = trunk_of(stage.name) in self._signatures
+            self._file = runtime.file(artifact)
+        for signature in (stage.name, *([trunk_of(stage.name)] * self._has_trunk)):
+            if signature not in self._file.signatures:
+                holds = ", ".join(self._file.signatures[:3]) + ", ..." * (len(self._file.signatures) > 3)
+                raise BundleError(
+                    f"{artifact}: is not stage '{stage.name}' (it holds {holds or 'no signature'}, and no "
+                    f"'{signature}'); export again"
+                )
         if not self._has_trunk:
             self._graph(stage.name, stage.outputs)
 
@@ -154,21 +161,17 @@ class LiteRTRunner:
 
     def _graph(self, signature: str, outputs: Sequence[str]) -> Graph:
         if signature not in self._graphs:
-            if signature not in self._signatures:
-                holds = ", ".join(self._signatures[:3]) + ", ..." * (len(self._signatures) > 3)
-                raise BundleError(
-                    f"{self._artifact}: is not stage '{self._stage.name}' (it holds {holds or 'no signature'}); "
-                    "export again"
-                )
+            if self._file is None:
+                raise PluginError(f"stage '{self._stage.name}' is closed; open it again")
             with self._runtime.opening(self._stage, self._artifact):
-                give_memory(self._interpreter, signature)
-            self._graphs[signature] = Graph(self._interpreter, signature, self._stage, self._artifact, outputs)
+                self._file.give_memory(signature)
+            self._graphs[signature] = Graph(self._file, signature, self._stage, self._artifact, outputs)
         return self._graphs[signature]
 
     def close(self) -> None:
         """Give back the graphs; what was bound must not run any more."""
         self._graphs.clear()
-        self._interpreter = None
+        self._file = None
 
 
 def _memory(buffer: Buffer, rows: int) -> NDArray[Any]:

@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,42 +19,63 @@ from numpy.typing import NDArray
 from edgekit.errors import BundleError
 from edgekit.plan import Stage
 
-__all__ = ["Graph", "give_memory"]
+__all__ = ["Graph", "OpenFile"]
 
 
-def give_memory(interpreter: Any, signature: str) -> None:
-    """Allocate the tensors of a signature's graph; where they are already, they stay where they are."""
-    interpreter._interpreter.AllocateTensors(_place(interpreter, signature))
+class OpenFile:
+    """A file's interpreter, and what its graphs share with it.
+
+    Args:
+        interpreter: just made.
+
+    Attributes:
+        interpreter: of the file.
+        inner: what it wraps.
+        signatures: of the file.
+        lock: held by whoever runs a graph: graphs have their memory to themselves, but sessions share graphs.
+    """
+
+    def __init__(self, interpreter: Any) -> None:
+        interpreter.allocate_tensors()  # tflite-runtime hands graphs to XNNPACK here and nowhere else
+        self.interpreter = interpreter
+        self.inner = interpreter._interpreter
+        self.signatures = list(interpreter.get_signature_list())
+        self.lock = Lock()
+
+    def give_memory(self, signature: str) -> None:
+        """Allocate the tensors of a signature's graph; where they are already, they stay where they are."""
+        with self.lock:
+            self.inner.AllocateTensors(self.place(signature))
+
+    def place(self, signature: str) -> int:
+        """The number of a signature's graph."""
+        return int(self.inner.GetSubgraphIndexFromSignature(signature))
 
 
 def _bytes(array: NDArray[Any]) -> memoryview:
     return (array if array.ndim else array.reshape(1)).data.cast("B")
 
 
-def _place(interpreter: Any, signature: str) -> int:
-    return int(interpreter._interpreter.GetSubgraphIndexFromSignature(signature))
-
-
 class Graph:
     """A graph that has its memory.
 
     Args:
-        interpreter: of LiteRT.
+        file: open.
         signature: of the graph.
         stage: that it must be of.
-        file: for errors.
+        path: for errors.
         outputs: that it must compute.
 
     Raises:
         BundleError: its inputs and outputs are not the stage's.
     """
 
-    def __init__(self, interpreter: Any, signature: str, stage: Stage, file: Path, outputs: Sequence[str]) -> None:
-        self._interpreter = interpreter
-        self._place = _place(interpreter, signature)
-        self._stage = stage
+    def __init__(self, file: OpenFile, signature: str, stage: Stage, path: Path, outputs: Sequence[str]) -> None:
         self._file = file
-        runner = interpreter.get_signature_runner(signature)
+        self._place = file.place(signature)
+        self._stage = stage
+        self._path = path
+        runner = file.interpreter.get_signature_runner(signature)
         given, made = runner.get_input_details(), runner.get_output_details()
         del runner  # which the interpreter would take for somebody who looks at its memory
         if set(given) != {f"args_{place}" for place in range(len(stage.inputs))}:
@@ -80,18 +102,19 @@ class Graph:
             self._check(name, array[:1] if name in batched else array)
         into = [(self._tensors[name], memory[name], name in batched) for name in memory if name in self._stage.inputs]
         out = [(memory[name], self._tensors[name]) for name in memory if name not in self._stage.inputs]
-        invoke = partial(self._interpreter._interpreter.Invoke, self._place)
+        invoke, lock = partial(self._file.inner.Invoke, self._place), self._file.lock
         if rows == 1:
             # As bytes: of small arrays, most of an assignment's time is finding out what they are.
             given = [(_bytes(place), _bytes(array[:1] if has_rows else array)) for place, array, has_rows in into]
             made = [(_bytes(array[:1]), _bytes(place)) for array, place in out]
 
             def run() -> None:
-                for place, array in given:
-                    place[:] = array
-                invoke()
-                for array, place in made:
-                    array[:] = place
+                with lock:
+                    for place, array in given:
+                        place[:] = array
+                    invoke()
+                    for array, place in made:
+                        array[:] = place
 
             return run
 
@@ -99,15 +122,16 @@ class Graph:
         moving = [(place, array) for place, array, has_rows in into if has_rows]
 
         def run_in_turn() -> None:
-            for place, array in fixed:
-                place[...] = array
-            for row in range(rows):
-                part = slice(row, row + 1)
-                for place, array in moving:
-                    place[...] = array[part]
-                invoke()
-                for array, place in out:
-                    array[part] = place
+            with lock:
+                for place, array in fixed:
+                    place[...] = array
+                for row in range(rows):
+                    part = slice(row, row + 1)
+                    for place, array in moving:
+                        place[...] = array[part]
+                    invoke()
+                    for array, place in out:
+                        array[part] = place
 
         return run_in_turn
 
@@ -116,7 +140,7 @@ class Graph:
         place = self._tensors[name]
         if place.dtype != array.dtype or place.shape != (array.shape or (1,)):
             raise BundleError(
-                f"{self._file}: stage '{self._stage.name}': tensor '{name}' is {place.dtype} {place.shape} in the "
+                f"{self._path}: stage '{self._stage.name}': tensor '{name}' is {place.dtype} {place.shape} in the "
                 f"file, {array.dtype} {array.shape} in the plan, images channel-last; export again"
             )
 
@@ -126,12 +150,11 @@ class Graph:
         Nothing is resized here, so the memory stays where it is for as long as the interpreter lives.
         """
         try:
-            inner = self._interpreter._interpreter
-            view = inner.tensor(inner, index, self._place)
+            view = self._file.inner.tensor(self._file.inner, index, self._place)
             raw = (ctypes.c_char * view.nbytes).from_address(view.ctypes.data)
         except (ValueError, AttributeError) as error:
             raise self._wrong(f"tensor '{name}' has no fixed size") from error
         return np.frombuffer(raw, dtype=view.dtype).reshape(view.shape)
 
     def _wrong(self, what: str) -> BundleError:
-        return BundleError(f"{self._file}: is not stage '{self._stage.name}' ({what}); export again")
+        return BundleError(f"{self._path}: is not stage '{self._stage.name}' ({what}); export again")

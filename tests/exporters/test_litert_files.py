@@ -8,12 +8,15 @@ import torch
 from torch import nn
 
 import edgekit
+from edgekit import plugins
 from edgekit.bundle import Bundle
 from edgekit.errors import BundleError, LoweringError
 from edgekit.exporters import export_bundle, litert_files
 from edgekit.exporters.litert_files import LiteRTFiles, join, signatures
+from edgekit.exporters.quantize_litert import LiteRTQuantizer
+from edgekit.exporters.to_litert import LiteRTTarget
+from edgekit.exporters.to_onnx import OnnxTarget
 from edgekit.interfaces import Joining
-from edgekit.plan import Stage
 from edgekit.runtimes.litert import LiteRTRuntime
 
 interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="running on LiteRT needs the litert extra")
@@ -231,20 +234,48 @@ def test_a_file_that_was_replaced_is_opened_anew(bundle, joined, tmp_path):
     kept = runtime.open(stage, path)
     path.unlink()
     LiteRTFiles().part(joined, bundle.plan.stages[1], path)
-    with pytest.raises(BundleError, match=rf"is not stage '{stage.name}' \(it holds {bundle.plan.stages[1].name}\)"):
-        runtime.open(Stage(**{**stage_fields(stage), "exit": False}), path).bind({}, rows=1, outputs=())
+    with pytest.raises(BundleError, match=rf"is not stage '{stage.name}' \(it holds {bundle.plan.stages[1].name},"):
+        runtime.open(stage, path)
     kept.close()
+    with pytest.raises(LoweringError, match=rf"holds no stage '{stage.name}'"):
+        LiteRTFiles().part(path, stage, tmp_path / "none.tflite")
 
 
-def stage_fields(stage):
-    return {name: getattr(stage, name) for name in stage.__struct_fields__}
+def test_a_stage_without_its_trunk_is_of_an_older_layout(bundle, joined, tmp_path):
+    stage = bundle.plan.stages[0]
+    path = tmp_path / "s.tflite"
+    path.write_bytes(join([(joined, [stage.name])]))
+    with pytest.raises(BundleError, match=rf"it holds {stage.name}, and no '{stage.name}:trunk'\); export again"):
+        LiteRTRuntime().open(stage, path)
+
+
+class Marked(LiteRTTarget):
+    """A target of a third party: LiteRT's files with a mark behind them."""
+
+    name = "marked"
+
+    def lower(self, program, stage, path, *, specs):
+        super().lower(program, stage, path, specs=specs)
+        path.write_bytes(path.read_bytes() + b"mark")
+
+    def join(self, files, path):
+        if path.name == "network.tflite":
+            assert all(file.read_bytes().endswith(b"mark") for file in files)
+        super().join(files, path)
+
+
+def test_two_targets_that_join_do_not_meet(tmp_path, monkeypatch):
+    create = plugins.create
+    monkeypatch.setattr(
+        plugins, "create", lambda kind, name, **options: Marked() if name == "marked" else create(kind, name, **options)
+    )
+    targets = ("marked", "litert")
+    with export_bundle(Tied().eval(), torch.randn(2, 3, 9, 8), tmp_path / "n.edgekit", targets=targets) as made:
+        assert {str(path.parent.name) for path in map(made.artifact, targets, ["a", "a"])} == set(targets)
+        assert not list((tmp_path / "n.edgekit").glob("**/.apart"))
 
 
 def test_whoever_has_one_is_known():
-    from edgekit.exporters.quantize_litert import LiteRTQuantizer
-    from edgekit.exporters.to_litert import LiteRTTarget
-    from edgekit.exporters.to_onnx import OnnxTarget
-
     assert issubclass(LiteRTTarget, Joining)
     assert issubclass(LiteRTQuantizer, Joining)
     assert not issubclass(OnnxTarget, Joining)

@@ -154,3 +154,36 @@ def test_a_stage_whose_samples_need_one_another_stays_in_float(quantized):
     whole = msgspec.structs.replace(stage, whole=True)
     reason = LiteRTQuantizer().write(whole, source, path, precision="int8", given=Given(), deciding=())
     assert reason == "samples of a batch need one another in it"
+
+
+class ReadInside(nn.Module):
+    """What crosses the boundary is read inside its stage too: by a float head, or by a convolution in 8 bits."""
+
+    def __init__(self, *, normed: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.inner = (nn.Conv2d(i, 16, 3, padding=1) for i in (3, 16, 16))
+        self.norm = nn.Sequential(nn.MaxPool2d(3, 2), nn.LocalResponseNorm(3)) if normed else nn.Identity()
+        self.early, self.late = nn.Linear(16, 5), nn.Linear(16, 5)
+        self.normed = normed
+
+    def forward(self, x):
+        y = self.norm(self.a(x).relu())
+        head = self.inner(y).relu() if self.normed else y
+        return self.early(head.mean((2, 3))), self.late(self.b(y).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_what_crosses_a_boundary_and_is_read_inside(normed, tmp_path):
+    import edgekit
+
+    model = ReadInside(normed=normed).eval()
+    x = np.random.default_rng(0).standard_normal((160, 3, 12, 12)).astype(np.float32)
+    path = tmp_path / "n.edgekit"
+    with edgekit.export(model, torch.from_numpy(x[:2]), path, targets=("litert",)) as bundle:
+        report = edgekit.quantize(bundle, x, target="litert")
+    assert [each.precision for each in report.stages] == ["int8"] * 2
+    with edgekit.load(path, runtime="litert", precision="int8") as session, torch.no_grad():
+        for index, expected in enumerate(model(torch.from_numpy(x[:8]))):
+            made = session.run(x[:8], exit=index).logits
+            assert 0 < np.abs(made - expected.numpy()).max() < 0.1 * expected.abs().max()

@@ -10,7 +10,7 @@ from edgekit.profiles import Protocol
 from edgekit.profiles.checks import energy_checks, latency_checks, latency_warnings
 from edgekit.profiles.integrate import Series
 from edgekit.profiles.latency import Timed, Timings
-from edgekit.stats import summarize
+from edgekit.stats import median_half_width, summarize
 
 COUNTER = MeterFacts(name="m", quantity="energy", scope="board", covers="all", resolution=1e-3, update_interval_s=1e-3)
 GAUGE = MeterFacts(name="m", quantity="power", scope="board", covers="all", resolution=0.04, update_interval_s=0.01)
@@ -129,16 +129,19 @@ def test_a_meter_that_failed_at_once_breaks_one_rule():
 
 def test_medians_that_stayed_unknown_are_told():
     rng = np.random.default_rng(0)
-    known, wandering = (summarize((1e6 * speed).astype(np.int64)) for speed in (
-        rng.normal(1, 0.01, 2000), np.repeat(rng.normal(1, 0.05, 20), 100) + rng.normal(0, 0.01, 2000)
-    ))  # fmt: skip
-    summaries = {"a": known, "b": wandering, "stream": wandering}
-    (text,) = latency_warnings(summaries, exits=("a", "b"), median_within=0.015)
-    half = (wandering.median_high_s - wandering.median_low_s) / 2 / wandering.median_s
-    assert half > 0.015
-    assert f"not known to the 1.5% asked for (b {half:.1%})" in text
-    assert not list(latency_warnings(summaries, exits=("a",), median_within=0.015))
-    assert not list(latency_warnings(summaries, exits=("a", "b")))
+    samples = {
+        "known": rng.normal(1, 0.01, 2000),
+        "wandering": np.repeat(rng.normal(1, 0.05, 20), 100) + rng.normal(0, 0.01, 2000),
+        "few": np.ones(2),
+        "nothing": np.zeros(50),
+    }
+    halves = {name: median_half_width(each) for name, each in samples.items()}
+    assert halves["known"] < 0.015 < halves["wandering"] < 0.2
+    (text,) = latency_warnings({}, halves=halves, median_within=0.015)
+    named = f"(wandering {halves['wandering']:.1%}, few not at all, nothing not at all)"
+    assert f"not known to the 1.5% asked for {named}" in text
+    assert not list(latency_warnings({}, halves={"known": halves["known"]}, median_within=0.015))
+    assert not list(latency_warnings({}, halves=halves))
 
 
 def test_unsteady_latency_is_doubted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,9 @@ from edgekit.exporters.to_litert import LiteRTTarget
 from edgekit.interfaces import OperatorTimer
 from edgekit.plan import Stage
 from edgekit.policy import Policy
-from edgekit.runtimes import litert
 from edgekit.runtimes.host import ALIGNMENT
 from edgekit.runtimes.litert import LIBRARIES, LiteRTRuntime
-from edgekit.runtimes.litert_graph import give_memory
+from edgekit.runtimes.litert_graph import OpenFile
 from edgekit.tensors import TensorSpec
 from edgekit.zoo import registry
 
@@ -117,7 +117,8 @@ def test_logits_and_scores_as_by_hand(bundle, net, images):
 
 def test_an_exit_that_is_never_taken_runs_no_head(bundle, images, monkeypatch):
     read = []
-    monkeypatch.setattr(litert, "give_memory", lambda *given: read.append(given[1]) or give_memory(*given))
+    give = OpenFile.give_memory
+    monkeypatch.setattr(OpenFile, "give_memory", lambda self, name: read.append(name) or give(self, name))
     names = [stage.name for stage in bundle.plan.stages]
     with edgekit.load(bundle, runtime="litert", policy=Policy.fixed([np.inf, -np.inf])) as session:
         result = session.run(images)
@@ -203,6 +204,47 @@ def test_buffers_look_alike_whatever_lies_in_memory(shape):
     np.testing.assert_array_equal(view, rows[:2] + 1)
 
 
+def test_threads_that_share_a_runtime_wait_for_each_other(bundle, images):
+    runtime, wrong = LiteRTRuntime(), []
+    with edgekit.load(bundle, runtime=runtime) as one, edgekit.load(bundle, runtime=runtime) as other:
+        given = [(one, images), (other, images[::-1].copy())]
+        expected = [session.run(x, exit=2).logits for session, x in given]
+
+        def work(number):
+            session, x = given[number]
+            answers = (session.run(x, exit=2).logits for _ in range(100))
+            wrong.extend(not np.array_equal(each, expected[number]) for each in answers)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert (len(wrong), sum(wrong)) == (200, 0)
+
+
+def test_graphs_are_handed_to_xnnpack_before_they_have_memory(bundle, files, monkeypatch):
+    """tflite-runtime does that when all is allocated, and not when one graph is."""
+    done = []
+    runtime = LiteRTRuntime()
+    made = runtime._module.Interpreter
+
+    class Told(made):
+        def allocate_tensors(self):
+            done.append("all")
+            super().allocate_tensors()
+
+    monkeypatch.setattr(runtime._module, "Interpreter", Told)
+    give = OpenFile.give_memory
+    monkeypatch.setattr(OpenFile, "give_memory", lambda self, name: done.append(name) or give(self, name))
+    stage = bundle.plan.stages[-1]
+    runner = runtime.open(stage, files[stage.name])
+    assert done == ["all", stage.name]
+    runner.close()
+    with pytest.raises(PluginError, match=rf"stage '{stage.name}' is closed; open it again"):
+        runner.bind({}, rows=1, outputs=stage.outputs)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a network", b"\x1c\0\0\0TFL3" + bytes(100), None])
 def test_a_file_that_is_no_network(tmp_path, content):
     path = tmp_path / "s.tflite"
@@ -230,7 +272,7 @@ def test_a_file_of_another_stage(bundle, files):
     stages = bundle.plan.stages
     other = Stage(name="other", inputs=("x",), outputs=("y",), macs=None, weight_bytes=0, exit=False)
     held = f"{stages[0].name}, {stages[0].name}:trunk, {stages[1].name}, ..."
-    with pytest.raises(BundleError, match=rf"is not stage 'other' \(it holds {held}\); export again"):
+    with pytest.raises(BundleError, match=rf"is not stage 'other' \(it holds {held}, and no 'other'\); export again"):
         LiteRTRuntime().open(other, files[stages[0].name])
 
 
