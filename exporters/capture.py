@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from edgekit.errors import CaptureError
+from edgekit.exporters.decompositions import decompositions
 from edgekit.exporters.graph import (
     drop_same_size,
     drop_some_rows,
@@ -212,8 +213,8 @@ def _export(
         with chosen:
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
         refuse_control_flow(program)
-        # An empty table decomposes nothing by choice; it makes the graph functional (no relu_, no batch-norm state).
-        program = program.run_decompositions({})
+        # Even an empty table makes the graph functional (no relu_, no batch-norm state).
+        program = program.run_decompositions(decompositions(program.graph))
     drop_some_rows(program)
     return program
 

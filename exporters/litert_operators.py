@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,14 +32,24 @@ def rewrite_operators(module: GraphModule) -> None:
         aten.scatter.src: _scattered,
         aten.scatter.value: _scattered,
         aten.one_hot.default: _one_hot,
+        aten.conv_transpose1d.default: _transposed_row,
+        aten.conv_transpose2d.input: _transposed,
+        aten.upsample_nearest2d.vec: _nearest,
         aten.view.default: aten.reshape.default,  # an image lies channel-last now, which no view of it may see
     }
     for node in list(module.graph.nodes):
         node.target = replacements.get(node.target, node.target)
         if node.target in (aten._assert_async.default, aten._assert_async.msg):
             module.graph.erase_node(node)
-        elif node.target is operator.getitem and node.args[1] == 1 and "max_pool" in str(node.args[0].target):
+        elif (
+            node.target is operator.getitem
+            and node.args[1] == 1
+            and node.users
+            and "max_pool" in str(node.args[0].target)
+        ):
             raise LoweringError(f"{node.args[0].target}: where the largest values are is not to be had")
+        elif node.target in (aten.conv3d.default, aten.conv3d.padding):
+            raise LoweringError(f"{node.target}: litert-torch 0.10 takes the process down with it")
     module.recompile()
 
 
@@ -83,3 +93,63 @@ def _one_hot(x: Tensor, classes: int = -1) -> Tensor:
     if classes < 0:
         raise LoweringError("aten.one_hot.default: the number of classes must be given")
     return (x[..., None] == torch.arange(classes)).long()
+
+
+def _transposed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Tensor:
+    """A transposed convolution as LiteRT has it, which pads nothing or so that sizes grow by the stride.
+
+    Others are computed without padding, and a part is cut out; what lies beyond is the bias alone.
+    """
+    stride, padding, output_padding, dilation = (
+        tuple(each) * (2 // len(each)) for each in (stride, padding, output_padding, dilation)
+    )
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    grows_by_stride = all(r - s == 2 * p for r, s, p in zip(reach, stride, padding, strict=True))
+    function = torch.ops.aten.conv_transpose2d.input
+    if not any(output_padding) and (grows_by_stride or not any(padding)):
+        return cast("Tensor", function(x, weight, bias, stride, padding, output_padding, groups, dilation))
+    count = x.shape[1] // groups
+    parts = [(x.narrow(1, at, count), weight.narrow(0, at, count)) for at in range(0, x.shape[1], count)]
+    made = torch.cat([function(part, of, None, stride, (0, 0), (0, 0), 1, dilation) for part, of in parts], 1)
+    for dim, (before, after) in enumerate(zip(padding, output_padding, strict=True), start=2):
+        size = made.shape[dim] - 2 * before + after
+        missing = max(0, before + size - made.shape[dim])
+        made = torch.nn.functional.pad(made, (0, missing) if dim == 3 else (0, 0, 0, missing))
+        made = made.narrow(dim, before, size)
+    return made if bias is None else made + bias[:, None, None]
+
+
+def _transposed_row(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: Sequence[int] = (0,),
+    output_padding: Sequence[int] = (0,),
+    groups: int = 1,
+    dilation: Sequence[int] = (1,),
+) -> Tensor:
+    sizes = ((1, *stride), (0, *padding), (0, *output_padding), groups, (1, *dilation))
+    return _transposed(x[:, :, None], weight[:, :, None], bias, *sizes).squeeze(2)
+
+
+def _nearest(x: Tensor, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None = None) -> Tensor:
+    """LiteRT's own, as litert-torch 0.10 writes it, has pixels' centres at halves: right for whole factors alone."""
+    before = x.shape[2:]
+    sizes = output_size or [int(size * factor) for size, factor in zip(before, scale_factors or (), strict=True)]
+    if all(after % size == 0 for after, size in zip(sizes, before, strict=True)):
+        return cast("Tensor", torch.ops.aten.upsample_nearest2d.vec(x, output_size, scale_factors))
+    for place, (after, size) in enumerate(zip(sizes, before, strict=True)):
+        step = size / after if scale_factors is None else 1 / scale_factors[place]
+        index = (torch.arange(after, dtype=torch.float32) * step).to(torch.int64).clamp(max=size - 1)
+        x = x.index_select(2 + place, index)
+    return x

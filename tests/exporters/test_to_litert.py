@@ -243,6 +243,53 @@ def test_an_image_that_is_flattened(tmp_path):
         np.testing.assert_allclose(session.run(x.numpy()).logits, layers(x).numpy(), atol=1e-5, rtol=0)
 
 
+class Resized(nn.Module):
+    """Images made larger and smaller, each way an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.images = nn.ModuleList([
+            nn.ConvTranspose2d(4, 6, 3, 2, 1),
+            nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1),
+            nn.ConvTranspose2d(4, 6, 3, 3, 1, output_padding=(2, 0), groups=2),
+            nn.ConvTranspose2d(4, 6, 4, 2, 1),
+            nn.ConvTranspose2d(4, 6, (3, 2), (1, 2), (1, 0), bias=False),
+            nn.Upsample((11, 19)),
+            nn.Upsample(scale_factor=1.5),
+            nn.Upsample(scale_factor=2),
+            nn.Upsample((4, 3)),
+        ])  # fmt: skip
+        self.row = nn.ConvTranspose1d(8, 3, 3, 2, 1, output_padding=1)
+
+    def forward(self, x):
+        return (*(layer(x) for layer in self.images), self.row(x.mean(1)))
+
+
+def test_images_grow_and_shrink(target, tmp_path):
+    module, x = Resized().eval(), torch.randn(2, 4, 8, 9)
+    with torch.no_grad():
+        expected = module(x)
+    outputs = {f"y{place}": ("float32", ("batch", *each.shape[1:])) for place, each in enumerate(expected)}
+    given = {"x": ("float32", ("batch", 4, 8, 9))}
+    made = run_stage(*write_stage(target, tmp_path, module, inputs=given, outputs=outputs), {"x": x.numpy()})
+    for name, each in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(made[name], each.numpy(), atol=1e-5, rtol=0, err_msg=name)
+
+
+def test_a_volume_is_refused_before_the_converter_dies_of_it(trunk, tmp_path):
+    class Volume(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv3d(1, 4, 3, 2, 1), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.head(self.conv(x).mean((2, 3, 4)))
+
+    with pytest.raises(LoweringError, match=r"stage 'conv' cannot be written for LiteRT: aten\.conv3d\.default: "):
+        export(Volume(), torch.randn(2, 1, 6, 6, 6), tmp_path)
+
+
 def test_equal_values_rank_by_their_index(target, tmp_path):
     def forward(net, x):
         large, at = torch.ops.edgekit.topk(x, 3, 1)
