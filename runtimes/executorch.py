@@ -358,7 +358,10 @@ class _Method:
 
 def _does_not_open(stage: Stage, file: Path, error: Exception, said: Sequence[str]) -> BundleError:
     reason = said[0] if said else first_line(error)
-    return BundleError(f"{file}: stage '{stage.name}' does not open in ExecuTorch ({reason}); export again")
+    remedy = "export again"
+    if "kernel" in reason and "not found" in reason:
+        remedy = "ExecuTorch has no kernel for it: write the network without it, or export it for another target"
+    return BundleError(f"{file}: stage '{stage.name}' does not open in ExecuTorch ({reason}); {remedy}")
 
 
 def _is_map(shape: Sequence[int | str]) -> bool:
