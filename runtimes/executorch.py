@@ -357,7 +357,7 @@ class _Method:
 
 
 def _does_not_open(stage: Stage, file: Path, error: Exception, said: Sequence[str]) -> BundleError:
-    reason = said[0] if said else first_line(error)
+    reason = (said[0] if said else first_line(error)).rstrip(".")
     remedy = "export again"
     if "kernel" in reason and "not found" in reason:
         remedy = "ExecuTorch has no kernel for it: write the network without it, or export it for another target"
