@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edgekit.records import Profile
     from edgekit.session import Session
 
-    Data = Dataset | str | Path | tuple[Any, Any] | NDArray[Any]
+    Data = Dataset | str | Path | tuple[Any, Any] | Mapping[str, Any] | NDArray[Any]
     __version__: str
 
 __all__ = [

@@ -7,7 +7,7 @@ import importlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
@@ -23,6 +23,8 @@ from edgekit.progress import Progress, silent
 
 __all__ = ["Dataset", "Preprocess", "load_dataset"]
 
+INPUT = "input:"
+"""Before the name of an input, in an archive of several."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"})
 """Files of an image folder that are read; others are an error, never skipped in silence (but hidden files are)."""
 
@@ -75,7 +77,8 @@ class Dataset:
 
     Attributes:
         inputs: ``(samples, ...)``: model-ready arrays, or ``(samples, height, width, channels) uint8`` images when
-            ``preprocess`` is set.
+            ``preprocess`` is set. For a network with several inputs an array ``(samples,)`` with a field for each,
+            under its name; :meth:`several` makes one.
         labels: ``(samples,) int64`` class indices, or ``None``.
         classes: class names in label order, empty when the source has none.
         source: where the samples came from, for provenance.
@@ -91,7 +94,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.inputs.ndim == 0 or len(self.inputs) == 0:
             raise DataError(f"{self.source}: no samples")
-        if self.inputs.dtype.kind not in "biufc":
+        if self.inputs.dtype.names is None and self.inputs.dtype.kind not in "biufc":
             raise DataError(f"{self.source}: inputs must be numbers of one shape, not {self.inputs.dtype}")
         if self.preprocess is not None:
             self.preprocess.require_images(self.inputs, self.source)
@@ -100,6 +103,30 @@ class Dataset:
                 f"{self.source}: {len(self.inputs)} samples but labels of shape {self.labels.shape}; "
                 "give one integer label per sample"
             )
+
+    @classmethod
+    def several(
+        cls, inputs: Mapping[str, Any], labels: NDArray[np.int64] | None = None, *, source: str = "memory"
+    ) -> Dataset:
+        """Samples of a network with several inputs.
+
+        Args:
+            inputs: ``(samples, ...)`` each, by the network's names for them.
+            labels: ``(samples,) int64`` class indices.
+            source: where they came from.
+
+        Raises:
+            DataError: they are no numbers, or not as many of each.
+        """
+        arrays = {name: _numbers(given, f"{source}: input '{name}'") for name, given in inputs.items()}
+        counts = {name: len(array) for name, array in arrays.items()}
+        if not counts or len(set(counts.values())) > 1:
+            raise DataError(f"{source}: not as many samples of every input: {counts or 'there is none'}")
+        fields = [(name, array.dtype, array.shape[1:]) for name, array in arrays.items()]
+        made = np.empty(next(iter(counts.values())), dtype=fields)
+        for name, array in arrays.items():
+            made[name] = array
+        return cls(inputs=made, labels=labels, source=source)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -155,7 +182,8 @@ def load_dataset(source: str | Path, *, preprocess: Preprocess | None = None, pr
     """Read a data set.
 
     Args:
-        source: an ``.npz`` with ``inputs`` (or ``x``, ``images``) and optionally ``labels`` (or ``y``); a folder, or a
+        source: an ``.npz`` with ``inputs`` (or ``x``, ``images``), or with ``input:NAME`` for each of several inputs,
+            and optionally ``labels`` (or ``y``); a folder, or a
             ``.tar``, ``.tar.gz`` or ``.zip`` of one, laid out as ``class-name/image.jpg``, with any folders above; or
             ``module:callable`` returning a :class:`Dataset`, an array, or ``(inputs, labels)``. In an ``.npz``,
             ``(samples, height, width, channels) uint8`` are images too, where preprocessing is given.
@@ -187,13 +215,15 @@ def load_dataset(source: str | Path, *, preprocess: Preprocess | None = None, pr
 
 
 def as_dataset(
-    data: Dataset | str | Path | tuple[Any, Any] | NDArray[Any],
+    data: Dataset | str | Path | tuple[Any, Any] | Mapping[str, Any] | NDArray[Any],
     *,
     preprocess: Preprocess | None = None,
     classes: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Dataset:
     """What people pass as ``data``: a :class:`Dataset`, a source to read, ``(inputs, labels)`` or inputs alone.
+
+    Inputs are an array, or, for a network with several, a mapping of arrays by its names for them.
 
     Args:
         data: any of these.
@@ -211,11 +241,22 @@ def as_dataset(
     if isinstance(data, tuple) and len(data) != 2:
         raise DataError(f"memory: expected (inputs, labels), got {len(data)} values")
     inputs, labels = data if isinstance(data, tuple) else (data, None)
+    found = _integer_labels(labels, "memory")
+    if isinstance(inputs, Mapping):
+        return Dataset.several(inputs, found)
+    return Dataset(inputs=_numbers(inputs, "memory: inputs"), labels=found)
+
+
+def _numbers(given: Any, what: str) -> NDArray[Any]:
     try:
-        array = np.asarray(inputs)
+        array = np.asarray(given)
     except ValueError as error:
-        raise DataError(f"memory: inputs must be numbers of one shape ({error})") from error
-    return Dataset(inputs=array, labels=_integer_labels(labels, "memory"))
+        raise DataError(f"{what} must be numbers of one shape ({error})") from error
+    if array.ndim == 0:
+        raise DataError(f"{what} must be samples, not one number")
+    if array.dtype.kind not in "biufc":
+        raise DataError(f"{what} must be numbers of one shape, not {array.dtype}")
+    return array
 
 
 def _integer_labels(labels: Any, source: str) -> NDArray[np.int64] | None:
@@ -234,8 +275,16 @@ def _from_npz(path: Path, preprocess: Preprocess | None) -> Dataset:
         names = set(archive.files)
         inputs = next((name for name in ("inputs", "x", "images") if name in names), None)
         labels = next((name for name in ("labels", "y") if name in names), None)
+        several = {name.removeprefix(INPUT): archive[name] for name in archive.files if name.startswith(INPUT)}
+        if several:
+            return Dataset.several(
+                several, _integer_labels(archive[labels], str(path)) if labels else None, source=str(path)
+            )
         if inputs is None:
-            raise DataError(f"{path}: no array named 'inputs' or 'x' (found: {', '.join(sorted(names)) or 'none'})")
+            raise DataError(
+                f"{path}: no array named 'inputs' or 'x', and none '{INPUT}NAME' "
+                f"(found: {', '.join(sorted(names)) or 'none'})"
+            )
         array = archive[inputs]
         images = array.dtype == np.uint8 and array.ndim == 4
         return Dataset(
@@ -256,7 +305,7 @@ def _from_callable(text: str) -> Dataset:
         made = function()
     except Exception as error:  # a user's function may raise anything
         raise DataError(f"{text}: failed with {type(error).__name__}: {error}") from error
-    if not isinstance(made, Dataset | tuple | np.ndarray):
+    if not isinstance(made, Dataset | tuple | Mapping | np.ndarray):
         raise DataError(f"{text}: returned {type(made).__name__}, not a Dataset, an array or (inputs, labels)")
     return replace(as_dataset(made), source=text)
 

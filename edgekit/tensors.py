@@ -97,12 +97,14 @@ def check_inputs(
 
     Args:
         specs: the network's inputs.
-        given: one array, a sequence in order, or a mapping by name.
+        given: one array, a sequence in order, or by name: a mapping, or an array with fields.
 
     Raises:
         InputError: an input is missing, unknown, misshapen, or the batches disagree.
     """
     names = [spec.name for spec in specs]
+    if isinstance(given, np.ndarray) and given.dtype.names is not None:
+        given = {name: np.ascontiguousarray(given[name]) for name in given.dtype.names}
     if isinstance(given, Mapping):
         unknown = sorted(set(given) - set(names))
         missing = [name for name in names if name not in given]
@@ -118,3 +120,17 @@ def check_inputs(
     if len(set(rows.values())) > 1:
         raise InputError(f"inputs disagree on the batch: {rows}")
     return checked, next(iter(rows.values()), 1)
+
+
+def finite_rows(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """``(rows,)`` whether all numbers of a row are finite, those of every field where the array has fields.
+
+    Args:
+        array: ``(rows, ...)``.
+    """
+    if array.dtype.names is not None:
+        fields = [finite_rows(array[name]) for name in array.dtype.names]
+        return np.asarray(np.all(fields, axis=0))
+    if array.dtype.kind not in "fc":
+        return np.ones(len(array), dtype=np.bool_)
+    return np.asarray(np.isfinite(array.reshape(len(array), -1)).all(axis=1))

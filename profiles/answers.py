@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgekit.data import Dataset
 from edgekit.errors import MeasurementError
 from edgekit.progress import Progress
+from edgekit.tensors import finite_rows
 
 if TYPE_CHECKING:
     from edgekit.session import Session
@@ -62,12 +63,13 @@ def require_usable(data: Dataset, *, classes: int) -> None:
     Raises:
         MeasurementError: a sample is not finite, or a label is no class of the network.
     """
-    if data.inputs.dtype.kind == "f":
-        for index, sample in enumerate(data.inputs):
-            if not np.isfinite(sample).all():
-                raise MeasurementError(
-                    f"{data.source}: sample {index} holds NaN or infinity, which no exit can judge; remove or mend it"
-                )
+    for start in range(0, len(data), BATCH_ROWS):
+        bad = np.flatnonzero(~finite_rows(data.inputs[start : start + BATCH_ROWS]))
+        if len(bad):
+            raise MeasurementError(
+                f"{data.source}: sample {start + int(bad[0])} holds NaN or infinity, which no exit can judge; "
+                "remove or mend it"
+            )
     if data.labels is not None and not (data.labels.min() >= 0 and data.labels.max() < classes):
         raise MeasurementError(
             f"{data.source}: labels go from {data.labels.min()} to {data.labels.max()}, "

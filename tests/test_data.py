@@ -186,7 +186,7 @@ def test_npz_of_8_bit_images_is_preprocessed(tmp_path):
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
-    ({"z": np.zeros(3)}, r"no array named 'inputs' or 'x' \(found: z\)"),
+    ({"z": np.zeros(3)}, r"no array named 'inputs' or 'x', and none 'input:NAME' \(found: z\)"),
     ({"x": np.zeros((3, 2)), "y": np.zeros(2, int)}, r"3 samples but labels of shape \(2,\)"),
     ({"x": np.zeros((3, 2)), "y": np.zeros(3)}, "labels must be one integer per sample, not float64"),
     ({"x": np.zeros((3, 2)), "y": np.zeros((3, 1), int)}, r"labels must be one integer per sample, not int64 \(3, 1\)"),

@@ -23,6 +23,7 @@ from edgekit.errors import CalibrationError
 from edgekit.policy import Policy, Provenance
 from edgekit.progress import Progress, silent
 from edgekit.records import Profile
+from edgekit.tensors import finite_rows
 
 if TYPE_CHECKING:
     from edgekit.session import Session
@@ -261,9 +262,7 @@ def usable_labels(data: Dataset, classes: int) -> NDArray[np.int64]:
 
 def _require_finite(array: NDArray[Any], start: int, what: str, problem: str) -> None:
     """Names the first sample (rows of ``array``, counted from ``start``) that holds NaN or infinity."""
-    if array.dtype.kind not in "fc":
-        return
-    bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    bad = np.flatnonzero(~finite_rows(array))
     if len(bad):
         raise CalibrationError(f"{what} {start + int(bad[0])} {problem}")
 
