@@ -110,6 +110,7 @@ class Work:
         self.float = bundle.artifacts(self.target)
         self.apart = self._taken_apart()
         self.stages = {stage.name: _Stage(stage=stage) for stage in self.plan.stages}
+        self.chosen: dict[str, Path] = {}
 
     def _taken_apart(self) -> dict[str, Path]:
         """Each stage's float artifact by itself."""
@@ -218,6 +219,7 @@ class Work:
             return self.float | self._lowered()
         path = self.folder / "set" / f"network{self.quantizer.suffix}"
         path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # not written over, since a runtime may have it in memory still
         self.quantizer.join(list((self.apart | self._lowered()).values()), path)
         return dict.fromkeys(self.stages, path)
 
