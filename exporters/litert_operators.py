@@ -32,7 +32,7 @@ def rewrite_operators(module: GraphModule) -> None:
         aten.scatter.src: _scattered,
         aten.scatter.value: _scattered,
         aten.one_hot.default: _one_hot,
-        aten.conv_transpose1d.default: _transposed_row,
+        aten.conv_transpose1d.default: _transposed,
         aten.conv_transpose2d.input: _transposed,
         aten.upsample_nearest2d.vec: _nearest,
         aten.view.default: aten.reshape.default,  # an image lies channel-last now, which no view of it may see
@@ -107,8 +107,12 @@ def _transposed(
 ) -> Tensor:
     """A transposed convolution as LiteRT has it, which pads nothing or so that sizes grow by the stride.
 
-    Others are computed without padding, and a part is cut out; what lies beyond is the bias alone.
+    Others are computed without padding, and a part is cut out; what lies beyond is the bias alone. A row is an image of
+    that height.
     """
+    if x.ndim == 3:
+        sizes = ((1, *stride), (0, *padding), (0, *output_padding), groups, (1, *dilation))
+        return _transposed(x[:, :, None], weight[:, :, None], bias, *sizes).squeeze(2)
     stride, padding, output_padding, dilation = (
         tuple(each) * (2 // len(each)) for each in (stride, padding, output_padding, dilation)
     )
@@ -126,20 +130,6 @@ def _transposed(
         made = torch.nn.functional.pad(made, (0, missing) if dim == 3 else (0, 0, 0, missing))
         made = made.narrow(dim, before, size)
     return made if bias is None else made + bias[:, None, None]
-
-
-def _transposed_row(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Sequence[int] = (1,),
-    padding: Sequence[int] = (0,),
-    output_padding: Sequence[int] = (0,),
-    groups: int = 1,
-    dilation: Sequence[int] = (1,),
-) -> Tensor:
-    sizes = ((1, *stride), (0, *padding), (0, *output_padding), groups, (1, *dilation))
-    return _transposed(x[:, :, None], weight[:, :, None], bias, *sizes).squeeze(2)
 
 
 def _nearest(x: Tensor, output_size: Sequence[int] | None, scale_factors: Sequence[float] | None = None) -> Tensor:
