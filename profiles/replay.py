@@ -68,8 +68,8 @@ class ReplayMeter(PolledMeter):
         self._opened_ns = self._clock()
 
     def _value(self) -> float:
-        at_s = float(self._times_s[0]) + (self._clock() - self._opened_ns) * 1e-9
-        if at_s > self._times_s[-1]:
+        at_s = float(self._times_s[0]) + (self._clock() - self._opened_ns) / 1e9
+        if at_s > self._times_s[-1] + 1e-9:  # the clock counts nanoseconds
             length_s = self._times_s[-1] - self._times_s[0]
             raise MeasurementError(f"{self._path}: the recording ends after {length_s:g} s; give a longer one")
         value = float(np.interp(at_s, self._times_s, self._values))

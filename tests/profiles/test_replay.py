@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgekit.errors import MeasurementError
@@ -42,6 +42,7 @@ def test_energy_is_interpolated_from_its_first_line(tmp_path, clock):
     st.lists(st.floats(0.01, 5), min_size=20, max_size=20),
     st.floats(0, 1),
 )
+@example([0.0, 0.0], [0.234375] * 20, 1.0)  # whose nanoseconds, times 1e-9, are more
 def test_power_lies_on_the_line_between_its_neighbours(tmp_path_factory, powers, gaps, fraction):
     now = [0]
     times = np.cumsum([0.0, *gaps[: len(powers) - 1]])
