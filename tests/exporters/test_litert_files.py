@@ -202,8 +202,9 @@ def test_the_newest_runtime_that_a_part_needs_is_what_all_need(tmp_path):
 
 
 def test_more_than_a_file_can_hold(tmp_path, monkeypatch):
-    monkeypatch.setattr(litert_files, "LARGEST", 7)
+    monkeypatch.setattr(litert_files, "LARGEST", litert_files.OTHERS + 7)  # one number of four bytes, and not two
     files = [branching(tmp_path, name, number=number) for number, name in enumerate(("a", "b"))]
+    LiteRTFiles().join(files[:1], tmp_path / "one.tflite")
     with pytest.raises(LoweringError, match=r"weights are more than a LiteRT file can hold"):
         LiteRTFiles().join(files, tmp_path / "joined.tflite")
 
