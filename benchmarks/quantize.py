@@ -29,7 +29,7 @@ import numpy as np
 
 import edgekit
 from edgekit.bundle import Bundle
-from edgekit.data import Dataset, load_dataset
+from edgekit.data import Dataset
 from edgekit.exporters.quantize_effects import HeldOut
 from edgekit.exporters.quantize_onnx import OnnxQuantizer
 from edgekit.exporters.quantize_work import Work
@@ -39,17 +39,18 @@ from edgekit.session import Session
 from edgekit.shares import mean_macs
 from edgekit.zoo import digits, registry
 
-NAMES = ("msdnet-digits", "moe-digits", "switch-digits", "act-digits", "msdnet-cifar10", "skipnet38-cifar10")
+NAMES = (
+    "msdnet-digits", "moe-digits", "switch-digits", "act-digits", "msdnet-cifar10", "skipnet38-cifar10", "cascade-cifar10"
+)  # fmt: skip
 DATA = Path("../shared/data/cifar10")
 WAYS = ("survivors", "all")
 
 
 def parts(network: registry.Network, folder: Path) -> tuple[Dataset, Dataset, Dataset]:
     """Samples for thresholds, to draw calibration samples from, and to test."""
+    train, test = network.data(folder if network.files else None)
     if not network.files:
-        test = digits.test_set()
-        return digits.calibration_set(), digits.training_set(), test
-    train, test = (load_dataset(folder / file, preprocess=network.preprocess) for file in network.files)
+        return digits.calibration_set(), train, test
     order = np.random.default_rng(0).permutation(len(test))
     first = len(test) // 5
     return test.take(order[:first]), train, test.take(order[first:])
