@@ -9,11 +9,12 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from edgekit.errors import PartitionError
 from edgekit.exporters.capture import Captured
+from edgekit.exporters.folding import Folding, weight_of
 from edgekit.exporters.graph import batch_dimension
 from edgekit.exporters.simplify import Known, View
 
@@ -28,13 +29,22 @@ class Builder:
         view: the graph as it is at this level.
         inputs: nodes that the module takes as its inputs.
         constants: placeholders of gates' constants, which become inputs after all others where they are read.
+        folding: of what is computed from weights alone.
 
     Attributes:
         read: the constants that were read, in the order of the inputs that they became.
     """
 
-    def __init__(self, captured: Captured, view: View, inputs: Sequence[Node], constants: Collection[Node]) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        view: View,
+        inputs: Sequence[Node],
+        constants: Collection[Node],
+        folding: Folding,
+    ) -> None:
         self.captured = captured
+        self.folding = folding
         self.view = view
         self.constants = constants
         self.read: list[Node] = []
@@ -42,7 +52,7 @@ class Builder:
         self.root = nn.Module()
         self.copies: dict[Node, Node] = {}
         self.sized: dict[Any, Node] = {}
-        self.weights: dict[str, str] = {}
+        self.weights: dict[str | Node, str] = {}
         self.placeholders = [(node, self.graph.placeholder(node.name)) for node in inputs]
         for node, copy in self.placeholders:
             copy.meta = dict(node.meta)
@@ -83,6 +93,8 @@ class Builder:
             made = self._weight(node)
         elif isinstance(value, torch.SymInt):
             made = self._size(value)
+        elif node not in self.view.dynamic and (folded := self.folding.value(node)) is not None:
+            made = self._kept(node, node, folded)
         else:
             for source in node.all_input_nodes:
                 self._copy(source)
@@ -108,23 +120,17 @@ class Builder:
         return made
 
     def _weight(self, node: Node) -> Node:
-        signature = self.captured.program.graph_signature
-        for table in (
-            signature.inputs_to_parameters,
-            signature.inputs_to_buffers,
-            signature.inputs_to_lifted_tensor_constants,
-        ):
-            if node.name in table:
-                target = table[node.name]
-                break
-        else:
+        weight = weight_of(self.captured, node)
+        if weight is None:
             raise PartitionError(f"input '{node.name}' is read by a stage but is not a tensor of the network")
-        state = self.captured.program.state_dict
-        tensor = state[target] if target in state else self.captured.program.constants[target]
-        if target not in self.weights:
-            self.weights[target] = unused(target.replace(".", "_"), self.weights.values())
-            self.root.register_buffer(self.weights[target], tensor.detach())
-        made = self.graph.get_attr(self.weights[target])
+        return self._kept(node, *weight)
+
+    def _kept(self, node: Node, origin: str | Node, tensor: Tensor) -> Node:
+        """A tensor of the module's own, named after the weight or the node that it is; one for each."""
+        if origin not in self.weights:
+            self.weights[origin] = unused(str(origin).replace(".", "_"), self.weights.values())
+            self.root.register_buffer(self.weights[origin], tensor.detach())
+        made = self.graph.get_attr(self.weights[origin])
         made.meta = dict(node.meta)
         return made
 

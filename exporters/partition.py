@@ -23,6 +23,7 @@ from edgekit.errors import PartitionError
 from edgekit.exporters.builder import Builder, unused
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.decisions import ExitPoint
+from edgekit.exporters.folding import Folding
 from edgekit.exporters.gates import GatePoint, Gates
 from edgekit.exporters.graph import ancestors, batch_dimension, row_bytes
 from edgekit.exporters.hard import Hard
@@ -105,7 +106,7 @@ def partition(
     Raises:
         PartitionError: a tensor without the batch as dimension 0 would have to cross a boundary.
     """
-    shared = _Shared(captured, macs, gates.hard, constants)
+    shared = _Shared(captured, macs, gates.hard, constants, Folding(captured))
     for point in exits:
         if point.node not in gates.view.dynamic:
             raise PartitionError(f"exit '{point.name}' does not depend on the input: it is no decision")
@@ -149,6 +150,7 @@ class _Shared:
     macs: Mapping[Node, int] | None
     hard: Mapping[Node, Hard]
     constants: Collection[Node]
+    folding: Folding
     names: set[str] = field(default_factory=set)
 
 
@@ -381,7 +383,7 @@ class _Level:
     ) -> tuple[GraphModule, tuple[Node, ...]]:
         """The stage as a module, and the constants of gates that it takes after its inputs."""
         nodes = sorted(body, key=self.view.order.__getitem__)
-        builder = Builder(self.captured, self.view, inputs, self.shared.constants)
+        builder = Builder(self.captured, self.view, inputs, self.shared.constants, self.shared.folding)
         return builder.build(nodes, outputs, name), tuple(builder.read)
 
 
