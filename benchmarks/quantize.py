@@ -40,7 +40,8 @@ from edgekit.shares import mean_macs
 from edgekit.zoo import digits, registry
 
 NAMES = (
-    "msdnet-digits", "moe-digits", "switch-digits", "act-digits", "msdnet-cifar10", "skipnet38-cifar10", "cascade-cifar10"
+    "msdnet-digits", "moe-digits", "switch-digits", "act-digits", "msdnet-cifar10", "skipnet38-cifar10",
+    "cascade-cifar10",
 )  # fmt: skip
 DATA = Path("../shared/data/cifar10")
 WAYS = ("survivors", "all")

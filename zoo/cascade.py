@@ -12,7 +12,7 @@ from the mean, where a photograph's pixels stay within 5.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class CascadeConfig:
 
     thumbnail: int = 8
     channels: int = 8
-    recogniser: ResNetConfig = ResNetConfig(blocks=(2, 2, 2))
+    recogniser: ResNetConfig = field(default_factory=lambda: ResNetConfig(blocks=(2, 2, 2)))
 
     @property
     def exits(self) -> int:

@@ -317,7 +317,8 @@ NETWORKS = {
             ),
             files=_CIFAR10_FILES,
             read=_read_days_and_nights,
-            source=f"{_CIFAR10_SOURCE}, and as many generated night frames, black with up to three hot pixels",
+            source="Generated night frames, black with up to three hot pixels, among as many images of "
+            f"{_CIFAR10_SOURCE}",
             caveat="Half of the images are generated night frames, which the detector tells from all others: of the "
             "objects alone, the second exit has twice its errors, and the first knows none from another.",
         ),

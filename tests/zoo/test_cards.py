@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import edgekit
 from edgekit.data import load_dataset
 from edgekit.zoo import registry
+from edgekit.zoo.cascade import with_nights
 from edgekit.zoo.moe import measure_routing
 from edgekit.zoo.skipping import measure_skips
 from edgekit.zoo.training import evaluate
@@ -67,3 +69,37 @@ def test_experts(images):
     for what, value in shares.items():
         assert value == pytest.approx(on_the_card("moe-cifar10", what), abs=2e-3)
     assert all(0.1 <= share <= 0.9 for share in shares.values()), "no expert is idle, none takes everything"
+
+
+@pytest.fixture(scope="module")
+def days_and_nights():
+    network = registry.find("cascade-cifar10")
+    return with_nights(load_dataset(DATA, preprocess=network.preprocess), seed=1)
+
+
+def test_cascade(days_and_nights):
+    network = registry.find("cascade-cifar10")
+    accuracies = evaluate(registry.load(network.name), days_and_nights, objective=network.objective)
+    assert accuracies[0] == pytest.approx(on_the_card(network.name, "1"), abs=1e-3)
+    assert accuracies[1] == pytest.approx(on_the_card(network.name, "2"), abs=1e-3)
+    assert accuracies[1] >= 0.9
+
+
+def test_int8_of_a_cascade_is_nearer_to_float_when_calibrated_on_what_its_detector_lets_pass(days_and_nights, tmp_path):
+    network = registry.find("cascade-cifar10")
+    policy = edgekit.Policy.fixed([0.9])
+    objects = days_and_nights.take((days_and_nights.labels < 10).nonzero()[0][:500])
+    samples, off = days_and_nights.take(slice(-1000, None)), {}
+    with (
+        edgekit.export(
+            registry.load(network.name), (network.example(),), tmp_path / "net.edgekit", preprocess=network.preprocess
+        ) as bundle,
+        edgekit.load(bundle, policy=policy) as session,
+    ):
+        expected = session.run(objects.batch(slice(0, 500)))
+    assert expected.exit.all(), "objects are let pass"
+    for way in ("survivors", "all"):
+        edgekit.quantize(tmp_path / "net.edgekit", samples, policy=policy, calibrate_on=way)
+        with edgekit.load(tmp_path / "net.edgekit", policy=policy, precision="int8") as session:
+            off[way] = abs(session.run(objects.batch(slice(0, 500))).logits - expected.logits).mean()
+    assert off["survivors"] < off["all"] / 2, off
