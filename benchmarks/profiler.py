@@ -7,7 +7,8 @@
 - reading a meter: latency while a file is read as often as a real sensor is, against without;
 - taking apart: traced inferences against untraced ones;
 - repeats: profiles of an unchanged bundle, each held by ``compare`` against the one just before and against the first:
-  how far medians lie apart, how far closure is from 1, and how many comparisons say that something got worse;
+  how far medians lie apart, as they are and at one speed of the machine, how far closure is from 1, and how many
+  comparisons say that something got worse;
 - injected slowness: a stage that takes 10 % longer, for every stage, against the last unchanged profile; whether
   ``compare`` finds it.
 
@@ -41,6 +42,7 @@ from edgekit.profiles.recorder import Recorder
 from edgekit.profiles.system import collector_off
 from edgekit.records import Profile
 from edgekit.report.compare import compare
+from edgekit.report.speed import at_one_speed
 from edgekit.runtimes.ort import OrtRunner, OrtRuntime
 from edgekit.zoo import registry
 
@@ -166,8 +168,13 @@ def reading(bundle: edgekit.Bundle, data: Dataset, *, seconds: float) -> dict[st
     return {"ratio": median(costs), "bound": 1.02, "readings_per_s": count / len(costs)}
 
 
-def apart(first: Profile, other: Profile) -> float:
-    """How far the medians of two profiles lie apart at most, as a share."""
+def apart(first: Profile, other: Profile, *, at_speed: bool = False) -> float:
+    """How far the medians of two profiles lie apart at most: as they are, or at one speed of the machine."""
+    if at_speed:
+        told = at_one_speed(first, other)
+        if told is None or told.reason:
+            return float("nan")
+        first, other = told.first, told.other
     pairs = [(a.latency.median_s, b.latency.median_s) for a, b in zip(first.exits, other.exits, strict=True)]
     # The stream's median jumps between two exits when half of the samples leave at the first; its mean does not.
     pairs.append((first.stream.latency.mean_s, other.stream.latency.mean_s))
@@ -191,6 +198,8 @@ def repeats(
     pairs = list(zip(profiles, others, strict=False))
     alarms = [compare([before, after], invalid=True).worse for before, after in pairs]
     neighbours = [apart(before, after) for before, after in pairs]
+    at_speed = [apart(before, after, at_speed=True) for before, after in pairs]
+    known = [each for each in at_speed if each == each]
     return {
         "repeats": count,
         "alarms": sum(map(bool, alarms)),
@@ -202,6 +211,13 @@ def repeats(
         "alarms_against_the_first": sum(bool(compare([profiles[0], each], invalid=True).worse) for each in others),
         "said": [sentence for each in alarms for sentence in each],
         "medians_apart": {"median": median(neighbours), "worst": max(neighbours), "bound": 0.03, "each": neighbours},
+        "medians_apart_at_one_speed": {
+            "median": median(known) if known else None,
+            "worst": max(known, default=None),
+            "bound": 0.03,
+            "not_known": len(at_speed) - len(known),
+            "each": [each if each == each else None for each in at_speed],
+        },
         "closure_off": {
             "median": median(abs(each.closure.ratio - 1) for each in profiles),
             "worst": max(abs(each.closure.ratio - 1) for each in profiles),
@@ -233,6 +249,7 @@ def main() -> None:
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="standard")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each turn of the first two parts")
+    parser.add_argument("--max-seconds", type=float, help="of a profile's latencies [default: the protocol's]")
     parser.add_argument("--keep", type=Path, help="folder for the profiles of the repeats")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -243,6 +260,8 @@ def main() -> None:
         noise = np.random.default_rng(0).standard_normal((1000, 3, 32, 32)).astype(np.float32)
         data = Dataset(inputs=noise, source="noise")
     protocol = replace(PROTOCOLS[given.protocol], energy_window_s=0, paced_hz=())
+    if given.max_seconds is not None:
+        protocol = replace(protocol, max_seconds=given.max_seconds)
     with tempfile.TemporaryDirectory() as folder:
         bundle = edgekit.export(
             registry.load(given.network), network.example(), Path(folder) / "net.edgekit", preprocess=network.preprocess

@@ -94,7 +94,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if self.inputs.ndim == 0 or len(self.inputs) == 0:
             raise DataError(f"{self.source}: no samples")
-        if self.inputs.dtype.names is None and self.inputs.dtype.kind not in "biufc":
+        if not _is_numeric(self.inputs.dtype):
             raise DataError(f"{self.source}: inputs must be numbers of one shape, not {self.inputs.dtype}")
         if self.preprocess is not None:
             self.preprocess.require_images(self.inputs, self.source)
@@ -254,9 +254,15 @@ def _numbers(given: Any, what: str) -> NDArray[Any]:
         raise DataError(f"{what} must be numbers of one shape ({error})") from error
     if array.ndim == 0:
         raise DataError(f"{what} must be samples, not one number")
-    if array.dtype.kind not in "biufc":
+    if not _is_numeric(array.dtype):
         raise DataError(f"{what} must be numbers of one shape, not {array.dtype}")
     return array
+
+
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Whether an array holds numbers, or a field of numbers for each of several inputs."""
+    fields = [field[0] for field in dtype.fields.values()] if dtype.fields else [dtype]
+    return all(each.base.kind in "biufc" for each in fields)
 
 
 def _integer_labels(labels: Any, source: str) -> NDArray[np.int64] | None:

@@ -141,9 +141,11 @@ def _logits(captured: Captured, macs: Mapping[Node, int], gate_values: Sequence[
         f"'{output.path}' {output.value.dtype} {tuple(output.value.shape)}" for output in captured.outputs
     )
     if not groups:
+        stacked = any(output.value.ndim == 3 and rows in output.value.shape[:2] for output in captured.outputs)
+        mend = "return exits in a list, not stacked in one tensor" if stacked else "return logits"
         raise DecisionError(
             f"no output is logits of shape (batch, classes); the model returns {listing or 'no tensor'}: "
-            "return logits, or name the module that gives them with exits=[...]"
+            f"{mend}, or name the module that gives them with exits=[...]"
         )
     if len(groups) > 1:
         leading = ancestors(gate_values)

@@ -110,6 +110,7 @@ class Assembler:
             first_run_s=found.first_run_s,
             peak_rss_bytes=found.peak_rss_bytes,
             steady_rss_bytes=found.steady_rss_bytes,
+            reference_ns=tuple(found.timings.reference_ns),
             before=self.before,
             after=after,
             warnings=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from edgekit.errors import MeasurementError
 from edgekit.interfaces import DeviceClock
 from edgekit.measured import Closure
 from edgekit.profiles.protocol import Protocol
+from edgekit.profiles.reference import Reference
 from edgekit.profiles.system import collector_off
 from edgekit.profiles.workloads import STREAM, Workload
 from edgekit.progress import Progress
@@ -58,12 +59,14 @@ class Timings:
         rounds: how many rounds.
         seconds: how long they took.
         steady: whether the warm-up became steady; ``None`` before it ended.
+        reference_ns: of the work that is the same in every round, done before the others.
     """
 
     taken: dict[str, list[Timed]]
     rounds: int = 0
     seconds: float = 0.0
     steady: bool | None = None
+    reference_ns: list[int] = field(default_factory=list)
 
     @classmethod
     def nothing(cls, works: Sequence[Workload]) -> Timings:
@@ -94,6 +97,7 @@ class _Turns:
         self.device = runtime if isinstance(runtime, DeviceClock) else None
         exits = len(self.session.plan.exits)
         self.turns = [work for work in self.works for _ in range(exits if work.kind == "stream" else 1)]
+        self.reference = Reference()
         self.begin_pass(())
 
     def begin_pass(self, taken: Sequence[Timed]) -> None:
@@ -109,7 +113,10 @@ class _Turns:
             yield from self.rng.permutation(len(self.data)).tolist()
 
     def round(self, timings: Timings) -> None:
-        """Each exit and path once on a random sample, the stream on the next samples of its pass."""
+        """The reference; then each exit and path once on a random sample, the stream on the next ones of its pass."""
+        begin = self.clock()
+        self.reference()
+        timings.reference_ns.append(self.clock() - begin)
         for turn in self.rng.permutation(len(self.turns)):
             work = self.turns[turn]
             sample = next(self._passes) if work.kind == "stream" else int(self.rng.integers(len(self.data)))

@@ -98,6 +98,7 @@ def resumed(profile: Profile, works: Sequence[Workload]) -> Measured:
         device = getattr(found, "device_ns", ()) or (None,) * count
         timings.taken[work.name] = [Timed(*each) for each in zip(found.latency_ns, samples, exits, device, strict=True)]
     timings.rounds, timings.seconds = profile.settings["rounds"], profile.settings["timed_s"]
+    timings.reference_ns = list(profile.reference_ns)
     timings.steady = next((check.passed for check in profile.checks if check.rule == "steady-warm-up"), None)
     ends = [0.0, *(each.stop_s for each in profile.windows), *profile.power.times_s]
     ends += [each.start_s + each.total_ns * 1e-9 for each in profile.traces]

@@ -155,3 +155,17 @@ def test_an_archive_without_inputs_says_how_they_are_named(tmp_path):
     np.savez(tmp_path / "x.npz", tokens=np.ones((3, 2)))
     with pytest.raises(DataError, match=r"no array named 'inputs' or 'x', and none 'input:NAME' \(found: tokens\)"):
         load_dataset(tmp_path / "x.npz")
+
+
+def test_a_field_for_each_input_in_one_array_with_its_labels():
+    several = as_dataset(sentences())
+    labels = np.arange(SAMPLES) % CLASSES
+    found = as_dataset((several.inputs, labels))
+    assert found.inputs.dtype.names == ("ids", "mask")
+    assert (found.labels == labels).all()
+
+
+def test_a_field_that_holds_no_numbers():
+    words = np.zeros(4, dtype=[("ids", np.int64), ("words", object)])
+    with pytest.raises(DataError, match="must be numbers of one shape"):
+        as_dataset(words)

@@ -103,6 +103,13 @@ def test_outputs_that_are_no_logits(forward, trunk):
         stage_model(trunk(forward), X)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_stacked_exits_are_asked_for_as_a_list(dim, trunk):
+    stacked = trunk(lambda self, x: torch.stack([self.h1(f) for f in self.features(x)], dim=dim))
+    with pytest.raises(DecisionError, match="return exits in a list, not stacked in one tensor"):
+        stage_model(stacked, X)
+
+
 def test_a_module_that_runs_several_times_is_no_exit(trunk):
     with pytest.raises(DecisionError, match="module 'h1' gives 3 tensors"):
         stage_model(trunk(lambda self, x: [self.h1(f) for f in self.features(x)]), X, exits=["h1"])
