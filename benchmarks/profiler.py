@@ -26,8 +26,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,11 @@ from edgekit.runtimes.ort import OrtRunner, OrtRuntime
 from edgekit.zoo import registry
 
 PROTOCOLS = {each.name: each for each in (QUICK, STANDARD, PUBLISHABLE)}
-TURNS = 5
-"""Profiles and plain loops, by turns."""
+TURN_S = 2.0
+"""Of profiles and plain loops, by turns: shorter than what the machine's speed takes to wander."""
+FEW = 256
+"""Samples in those turns, so that answers on all of them take no time."""
+PARTS = ("bias", "reading", "repeats", "slowed")
 
 
 class Slowed(OrtRuntime):
@@ -114,20 +118,23 @@ def opened(bundle: edgekit.Bundle, runtime: Any = "onnxruntime") -> Iterator[edg
 
 def bias(bundle: edgekit.Bundle, data: Dataset, *, seconds: float) -> dict[str, Any]:
     """Medians of the profiler over those of the plain loop, one ratio for each exit."""
-    protocol = replace(QUICK, min_seconds=seconds, max_seconds=seconds, energy_window_s=0, stages_s=0)
+    protocol = replace(QUICK, min_seconds=TURN_S, max_seconds=TURN_S, energy_window_s=0, stages_s=0)
     ratios: dict[str, list[float]] = {step.name: [] for step in bundle.plan.exits}
+    data = data.take(slice(FEW))
     with opened(bundle) as session:
-        for turn in range(TURNS):
+        for turn in range(max(3, round(seconds / TURN_S / 2))):
             for first in (True, False) if turn % 2 else (False, True):
                 if first:
                     profile = edgekit.profile(session, data, protocol=protocol, seed=turn)
                 else:
                     with collector_off():  # as the profiler has it
-                        plain = plain_loop(session, data, seconds=seconds, seed=turn)
+                        plain = plain_loop(session, data, seconds=TURN_S, seed=turn)
             for index, each in enumerate(profile.exits):
                 ratios[each.name].append(each.latency.median_s / plain[index])
     found = {name: median(values) for name, values in ratios.items()}
-    return {"median_ratio": found, "worst": max(abs(value - 1) for value in found.values()), "bound": 0.01}
+    sure = {name: 1.25 * stdev(values) / len(values) ** 0.5 for name, values in ratios.items()}
+    worst = max(abs(value - 1) for value in found.values())
+    return {"median_ratio": found, "standard_error": sure, "worst": worst, "bound": 0.01}
 
 
 def plain_loop(session: edgekit.Session, data: Dataset, *, seconds: float, seed: int) -> list[float]:
@@ -165,7 +172,8 @@ def reading(bundle: edgekit.Bundle, data: Dataset, *, seconds: float) -> dict[st
                 alone = mean_ns()
             costs.append(mean_ns() / alone)
         count = recorder.series().times_s.size
-    return {"ratio": median(costs), "bound": 1.02, "readings_per_s": count / len(costs)}
+    error = 1.25 * stdev(costs) / len(costs) ** 0.5
+    return {"ratio": median(costs), "standard_error": error, "bound": 1.02, "readings_per_s": count / len(costs)}
 
 
 def apart(first: Profile, other: Profile, *, at_speed: bool = False) -> float:
@@ -175,25 +183,37 @@ def apart(first: Profile, other: Profile, *, at_speed: bool = False) -> float:
         if told is None or told.reason:
             return float("nan")
         first, other = told.first, told.other
-    pairs = [(a.latency.median_s, b.latency.median_s) for a, b in zip(first.exits, other.exits, strict=True)]
-    # The stream's median jumps between two exits when half of the samples leave at the first; its mean does not.
-    pairs.append((first.stream.latency.mean_s, other.stream.latency.mean_s))
-    return max(abs(after / before - 1) for before, after in pairs)
+    pairs = zip(first.exits, other.exits, strict=True)
+    return max(abs(after.latency.median_s / before.latency.median_s - 1) for before, after in pairs)
+
+
+def means_apart(first: Profile, other: Profile) -> float:
+    """How far the streams' means lie apart: a median jumps between exits where half of the samples leave at one."""
+    return abs(other.stream.latency.mean_s / first.stream.latency.mean_s - 1)
 
 
 def repeats(
     bundle: edgekit.Bundle, data: Dataset, *, protocol: Protocol, count: int, keep: Path | None
-) -> tuple[dict[str, Any], Profile]:
-    """Profiles of the same thing, each in a session of its own; the last of them as well."""
-    profiles = []
+) -> list[Profile]:
+    """Profiles of the same thing, each in a session of its own; those that were kept are not measured again."""
+    profiles: list[Profile] = []
     for seed in range(count + 1):
-        with opened(bundle) as session:
-            profiles.append(edgekit.profile(session, data, protocol=protocol, seed=seed))
-        if keep is not None:
-            profiles[-1].save(keep / f"{seed:02}.json")
+        kept = None if keep is None else keep / f"{seed:02}.json"
+        if kept is not None and kept.exists():
+            profiles.append(Profile.load(kept))
+        else:
+            with opened(bundle) as session:
+                profiles.append(edgekit.profile(session, data, protocol=protocol, seed=seed))
+            if kept is not None:
+                profiles[-1].save(kept)
         said = compare(profiles[-2:], invalid=True).worse if seed else ()
         broken = [check.rule for check in profiles[-1].broken]
         print(f"profile {seed} of {count}: {len(said)} alarms, broken {broken}", file=sys.stderr, flush=True)
+    return profiles
+
+
+def judged(profiles: Sequence[Profile]) -> dict[str, Any]:
+    """How far neighbours lie apart, and what ``compare`` says of them."""
     others = profiles[1:]
     pairs = list(zip(profiles, others, strict=False))
     alarms = [compare([before, after], invalid=True).worse for before, after in pairs]
@@ -201,7 +221,7 @@ def repeats(
     at_speed = [apart(before, after, at_speed=True) for before, after in pairs]
     known = [each for each in at_speed if each == each]
     return {
-        "repeats": count,
+        "repeats": len(others),
         "alarms": sum(map(bool, alarms)),
         "alarms_bound": 1,
         "alarms_of_valid_pairs": sum(
@@ -218,6 +238,10 @@ def repeats(
             "not_known": len(at_speed) - len(known),
             "each": [each if each == each else None for each in at_speed],
         },
+        "stream_means_apart": {
+            "median": median(starmap(means_apart, pairs)),
+            "worst": max(starmap(means_apart, pairs)),
+        },
         "closure_off": {
             "median": median(abs(each.closure.ratio - 1) for each in profiles),
             "worst": max(abs(each.closure.ratio - 1) for each in profiles),
@@ -225,7 +249,7 @@ def repeats(
         },
         "tracing_overhead": median(each.settings["tracing_overhead"] for each in profiles),
         "broken_rules": sorted({check.rule for each in profiles for check in each.broken}),
-    }, profiles[-1]
+    }
 
 
 def slowed(bundle: edgekit.Bundle, data: Dataset, unchanged: Profile, *, protocol: Protocol) -> dict[str, Any]:
@@ -248,9 +272,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="standard")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each turn of the first two parts")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of each of the first two parts")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--max-seconds", type=float, help="of a profile's latencies [default: the protocol's]")
-    parser.add_argument("--keep", type=Path, help="folder for the profiles of the repeats")
+    parser.add_argument(
+        "--keep", type=Path, help="folder of the profiles of the repeats; those in it are taken as they are"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     network = registry.find(given.network)
@@ -267,11 +294,17 @@ def main() -> None:
             registry.load(given.network), network.example(), Path(folder) / "net.edgekit", preprocess=network.preprocess
         )
         result: dict[str, Any] = {"network": given.network, "data": data.source, "protocol": given.protocol}
-        result["bias"] = bias(bundle, data, seconds=given.seconds)
-        result["reading"] = reading(bundle, data, seconds=given.seconds)
+        if "bias" in given.parts:
+            result["bias"] = bias(bundle, data, seconds=given.seconds)
+        if "reading" in given.parts:
+            result["reading"] = reading(bundle, data, seconds=given.seconds)
         print(json.dumps(result), file=sys.stderr, flush=True)
-        result["unchanged"], last = repeats(bundle, data, protocol=protocol, count=given.repeats, keep=given.keep)
-        result["slowed"] = slowed(bundle, data, last, protocol=protocol)
+        if {"repeats", "slowed"} & set(given.parts):
+            count = given.repeats if "repeats" in given.parts else 1
+            profiles = repeats(bundle, data, protocol=protocol, count=count, keep=given.keep)
+            result["unchanged"] = judged(profiles)
+        if "slowed" in given.parts:
+            result["slowed"] = slowed(bundle, data, profiles[-1], protocol=protocol)
     print(json.dumps(result, indent=None if given.json else 1))
 
 

@@ -52,7 +52,7 @@ class Builder:
         self.root = nn.Module()
         self.copies: dict[Node, Node] = {}
         self.sized: dict[Any, Node] = {}
-        self.weights: dict[str | Node, str] = {}
+        self.weights: dict[str | int, str] = {}
         self.placeholders = [(node, self.graph.placeholder(node.name)) for node in inputs]
         for node, copy in self.placeholders:
             copy.meta = dict(node.meta)
@@ -94,7 +94,7 @@ class Builder:
         elif isinstance(value, torch.SymInt):
             made = self._size(value)
         elif node not in self.view.dynamic and (folded := self.folding.value(node)) is not None:
-            made = self._kept(node, node, folded)
+            made = self._kept(node, folded[0], f"folded_{node.name}", folded[1])
         else:
             for source in node.all_input_nodes:
                 self._copy(source)
@@ -123,12 +123,12 @@ class Builder:
         weight = weight_of(self.captured, node)
         if weight is None:
             raise PartitionError(f"input '{node.name}' is read by a stage but is not a tensor of the network")
-        return self._kept(node, *weight)
+        return self._kept(node, weight[0], *weight)
 
-    def _kept(self, node: Node, origin: str | Node, tensor: Tensor) -> Node:
-        """A tensor of the module's own, named after the weight or the node that it is; one for each."""
+    def _kept(self, node: Node, origin: str | int, wish: str, tensor: Tensor) -> Node:
+        """A tensor of the module's own, of the weight or the number that it is of; one for each."""
         if origin not in self.weights:
-            self.weights[origin] = unused(str(origin).replace(".", "_"), self.weights.values())
+            self.weights[origin] = unused(wish.replace(".", "_"), self.weights.values())
             self.root.register_buffer(self.weights[origin], tensor.detach())
         made = self.graph.get_attr(self.weights[origin])
         made.meta = dict(node.meta)

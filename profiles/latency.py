@@ -116,7 +116,7 @@ class _Turns:
         """The reference; then each exit and path once on a random sample, the stream on the next ones of its pass."""
         begin = self.clock()
         self.reference()
-        timings.reference_ns.append(self.clock() - begin)
+        timings.reference_ns.append(_forward(self.clock() - begin, "the reference work"))
         for turn in self.rng.permutation(len(self.turns)):
             work = self.turns[turn]
             sample = next(self._passes) if work.kind == "stream" else int(self.rng.integers(len(self.data)))
@@ -138,12 +138,16 @@ class _Turns:
             device.synchronize()
             host_ns = clock() - start
             device_ns = device.device_ns(begin, end)
-        if host_ns < 0:
-            raise MeasurementError(
-                f"the clock went back by {-host_ns} ns during an inference of '{work.name}'; "
-                "see that nothing sets the machine's monotonic clock, and measure again"
-            )
-        return Timed(host_ns, sample, int(result.exit[0]), device_ns)
+        return Timed(_forward(host_ns, f"an inference of '{work.name}'"), sample, int(result.exit[0]), device_ns)
+
+
+def _forward(took_ns: int, what: str) -> int:
+    if took_ns < 0:
+        raise MeasurementError(
+            f"the clock went back by {-took_ns} ns during {what}; "
+            "see that nothing sets the machine's monotonic clock, and measure again"
+        )
+    return took_ns
 
 
 def measure_latency(

@@ -65,7 +65,7 @@ class Detector(nn.Module):
             nn.BatchNorm2d(config.channels),
             nn.ReLU(),
         )
-        self.fc = nn.Linear(config.channels * (config.thumbnail // 2) ** 2, 2)
+        self.fc = nn.Linear(config.channels * ((config.thumbnail + 1) // 2) ** 2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logarithms of the probabilities of something and of nothing, ``(batch, 2) float32``."""

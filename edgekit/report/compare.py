@@ -193,7 +193,12 @@ def compare(
         _refuse_invalid(profiles, names)
     for profile in profiles[1:]:
         _refuse_others(profiles[0], profile, other_networks=other_networks, other_hosts=other_hosts)
-    speeds = [None if machine_changes(profiles[0], each) else at_one_speed(profiles[0], each) for each in profiles[1:]]
+    speeds = [
+        at_one_speed(profiles[0], each)
+        if each.plan == profiles[0].plan and not machine_changes(profiles[0], each)
+        else None
+        for each in profiles[1:]
+    ]
     every = [
         (figures(each.first), figures(each.other)) if each is not None else (figures(profiles[0]), figures(profile))
         for each, profile in zip(speeds, profiles[1:], strict=True)
@@ -361,10 +366,10 @@ def _doubt(key: Key, speed: OneSpeed | None, *, last: str) -> float:
 
 def _speed_note(speed: OneSpeed) -> str:
     direction = "slower" if speed.slower > 0 else "faster"
-    how = f"the machine was {percent(abs(speed.slower))} {direction}, by its reference work"
+    how = f"by its reference work the machine was {percent(abs(speed.slower))} {direction}"
     if speed.reason:
         return f"{how}: {speed.reason}, so latencies are as they were"
-    return f"{how}: latencies are told at the mean speed of both"
+    return f"{how}: latencies of exits, paths and stream are told at the mean speed of both"
 
 
 def _worse(pair: Pair, *, alone: bool) -> list[str]:

@@ -130,19 +130,83 @@ def test_weights_that_are_only_moved_stay_the_models_own():
 class Outer(nn.Module):
     """A product that is far larger than what it is made of."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.one, self.two = nn.Parameter(torch.randn(size)), nn.Parameter(torch.randn(4))
+        self.one, self.two = nn.Parameter(torch.randn(rows, 1)), nn.Parameter(torch.randn(1, 64))
         self.head = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         first = self.head(x)
-        return [first, first + (self.one[:, None] * self.two).mean(0)[None] + (self.one[:, None] * self.two)[0]]
+        return [first, first + (x[:, :1, None] * (self.one * self.two)).mean((1, 2))[:, None]]
 
 
 @pytest.mark.parametrize("large", [False, True])
 def test_a_large_product_of_small_weights_is_not_kept(large):
-    size = MORE_BYTES // 4 if large else 8
-    staged = stage_model(Outer(size).eval(), torch.randn(2, 4))
-    buffers = [buffer.nbytes for cut in staged.cuts for buffer in cut.module.buffers()]
-    assert max(buffers) <= max(4 * size, 64)
+    rows = MORE_BYTES // 64 if large else 8
+    staged = stage_model(Outer(rows).eval(), torch.randn(2, 4))
+    shapes = {tuple(buffer.shape) for cut in staged.cuts for buffer in cut.module.buffers()}
+    assert ((rows, 64) in shapes) is not large
+    assert ((rows, 1) in shapes) is large
+
+
+class Scaled(nn.Module):
+    """One weight times a number of its own for each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.scales = nn.Parameter(torch.randn(640, 640)), nn.Parameter(torch.randn(6))
+        self.head = nn.Linear(640, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        logits = []
+        for scale in self.scales:
+            x = F.relu(F.linear(x, self.weight * scale))
+            logits.append(self.head(x))
+        return logits
+
+
+def test_a_network_has_at_most_as_much_again_as_its_weights():
+    model = Scaled().eval()
+    staged = stage_model(model, torch.randn(2, 640))
+    kept = {buffer.data_ptr(): buffer.nbytes for cut in staged.cuts for buffer in cut.module.buffers()}
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert weights < sum(kept.values()) <= 2 * weights + MORE_BYTES
+
+
+class Polynomial(nn.Module):
+    """A weight that is squared again and again: its expression, written out, has two to the power of forty terms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.rand(8, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        weight = self.weight
+        for _ in range(40):
+            weight = torch.tanh(weight * weight + weight)
+        x = F.relu(x @ weight)
+        return [self.head(x), self.head(F.relu(x @ weight))]
+
+
+def test_a_long_way_to_a_weight(staged_equals_eager):
+    staged = staged_equals_eager(Polynomial().eval(), torch.randn(2, 8))
+    first = staged.cuts[0].module
+    assert sum(buffer.shape == (8, 8) for _, buffer in first.named_buffers(remove_duplicate=False)) == 1
+
+
+class Twice(nn.Module):
+    """A normalised layer that runs twice before the first exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.relu(self.block(F.relu(self.block(x))))
+        return [self.head(x), self.head(F.relu(self.block(x)))]
+
+
+def test_a_stage_has_what_it_uses_twice_once():
+    staged = stage_model(Twice().eval(), torch.randn(2, 8))
+    names = [name for name, each in staged.cuts[0].module.named_buffers(remove_duplicate=False) if each.shape == (8, 8)]
+    assert len(names) == 1

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.errors import MeasurementError
-from edgekit.profiles import Protocol
+from edgekit.profiles import Protocol, latency
 from edgekit.profiles.latency import Timed, Timings, close_latency, measure_latency
+from edgekit.profiles.reference import Reference
 from edgekit.profiles.workloads import STREAM, workloads
 from edgekit.progress import silent
 from edgekit.stats import quantile_interval
@@ -54,6 +55,31 @@ def test_warm_up_is_thrown_away(session, data, clock, calls):
     assert len(calls) == (5 + 30) * 6
     assert [len(timings.taken[name]) for name in ("exit0", "exit1", "exit2", STREAM)] == [30, 30, 30, 90]
     assert timings.steady
+
+
+def test_every_round_begins_with_the_reference(session, data, clock, calls, monkeypatch):
+    class Work:
+        def __call__(self):
+            calls.append("reference")
+            clock.now_ns += 7_000 + len(calls)
+
+    monkeypatch.setattr(latency, "Reference", Work)
+    timings = measure(session, data, clock, short(max_seconds=0.0))
+    assert calls[::7] == ["reference"] * (len(calls) // 7)
+    assert timings.reference_ns == [7_000 + 7 * turn + 1 for turn in range(len(calls) // 7)][-30:]
+    again = measure(session, data, clock, short(min_samples=50, max_seconds=0.0), timings=timings)
+    assert len(again.reference_ns) == again.rounds == 50
+
+
+def test_the_reference_is_the_same_work_in_every_place():
+    """By numpy's own expression; arrays of a place begin in lines of their own."""
+    work = Reference()
+    for _ in work.places:
+        work()
+    for one, two, out in work.places:
+        assert (out == np.maximum(one * two + one, 0)).all()
+        assert (one == work.places[0][0]).all()
+        assert [each.ctypes.data % 4096 for each in (one, two, out)] == [0, 64, 128]
 
 
 def test_warm_up_lasts(session, data, clock):

@@ -357,6 +357,9 @@ def test_what_was_stopped_is_kept_and_goes_on(take, session, clock, tmp_path, at
     assert whole.settings["parts"] == 2
     for before, after in zip(part.exits, whole.exits, strict=True):
         assert after.latency_ns[: len(before.latency_ns)] == before.latency_ns
+    assert part.reference_ns
+    assert whole.reference_ns[: len(part.reference_ns)] == part.reference_ns
+    assert 0 <= len(whole.reference_ns) - whole.settings["rounds"] <= 1, "a round that was broken off has its own"
     assert whole.windows[: len(part.windows)] == part.windows
     assert Counter(each.name for each in whole.windows if each.kind in ("exit", "stream")) == {
         "exit0": 3, "exit1": 3, "exit2": 3, "stream": 3,
