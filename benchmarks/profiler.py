@@ -7,8 +7,8 @@
 - reading a meter: latency while a file is read as often as a real sensor is, against without;
 - taking apart: traced inferences against untraced ones;
 - repeats: profiles of an unchanged bundle, each held by ``compare`` against the one just before and against the first:
-  how far medians lie apart, as they are and at one speed of the machine, how far closure is from 1, and how many
-  comparisons say that something got worse;
+  how far medians lie apart, and the reference work's; how far closure is from 1, and how many comparisons say that
+  something got worse;
 - injected slowness: a stage that takes 10 % longer, for every stage, against the last unchanged profile; whether
   ``compare`` finds it.
 
@@ -43,7 +43,6 @@ from edgekit.profiles.recorder import Recorder
 from edgekit.profiles.system import collector_off
 from edgekit.records import Profile
 from edgekit.report.compare import compare
-from edgekit.report.speed import at_one_speed
 from edgekit.runtimes.ort import OrtRunner, OrtRuntime
 from edgekit.zoo import registry
 
@@ -176,15 +175,15 @@ def reading(bundle: edgekit.Bundle, data: Dataset, *, seconds: float) -> dict[st
     return {"ratio": median(costs), "standard_error": error, "bound": 1.02, "readings_per_s": count / len(costs)}
 
 
-def apart(first: Profile, other: Profile, *, at_speed: bool = False) -> float:
-    """How far the medians of two profiles lie apart at most: as they are, or at one speed of the machine."""
-    if at_speed:
-        told = at_one_speed(first, other)
-        if told is None or told.reason:
-            return float("nan")
-        first, other = told.first, told.other
+def apart(first: Profile, other: Profile) -> float:
+    """How far the medians of two profiles lie apart at most, as a share."""
     pairs = zip(first.exits, other.exits, strict=True)
     return max(abs(after.latency.median_s / before.latency.median_s - 1) for before, after in pairs)
+
+
+def reference_apart(first: Profile, other: Profile) -> float:
+    """By how much the work that knows nothing of the network took longer."""
+    return median(other.reference_ns) / median(first.reference_ns) - 1
 
 
 def means_apart(first: Profile, other: Profile) -> float:
@@ -218,8 +217,6 @@ def judged(profiles: Sequence[Profile]) -> dict[str, Any]:
     pairs = list(zip(profiles, others, strict=False))
     alarms = [compare([before, after], invalid=True).worse for before, after in pairs]
     neighbours = [apart(before, after) for before, after in pairs]
-    at_speed = [apart(before, after, at_speed=True) for before, after in pairs]
-    known = [each for each in at_speed if each == each]
     return {
         "repeats": len(others),
         "alarms": sum(map(bool, alarms)),
@@ -231,13 +228,7 @@ def judged(profiles: Sequence[Profile]) -> dict[str, Any]:
         "alarms_against_the_first": sum(bool(compare([profiles[0], each], invalid=True).worse) for each in others),
         "said": [sentence for each in alarms for sentence in each],
         "medians_apart": {"median": median(neighbours), "worst": max(neighbours), "bound": 0.03, "each": neighbours},
-        "medians_apart_at_one_speed": {
-            "median": median(known) if known else None,
-            "worst": max(known, default=None),
-            "bound": 0.03,
-            "not_known": len(at_speed) - len(known),
-            "each": [each if each == each else None for each in at_speed],
-        },
+        "reference_apart": list(starmap(reference_apart, pairs)),
         "stream_means_apart": {
             "median": median(starmap(means_apart, pairs)),
             "worst": max(starmap(means_apart, pairs)),

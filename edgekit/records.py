@@ -178,8 +178,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
         windows: of energy, in the order in which they were taken, idle ones included.
         power: over the time of the windows.
         steady_rss_bytes: resident memory of the process after the latencies were measured.
-        reference_ns: time of the same piece of work in every round, in order, by which :func:`edgekit.report.compare`
-            tells the machine's speed (:class:`edgekit.profiles.reference.Reference`).
+        reference_ns: time of the same piece of work in every round, in order: what the machine's speed did
+            (:class:`edgekit.profiles.reference.Reference`).
     """
 
     schema: int = PROFILE_SCHEMA

@@ -14,7 +14,6 @@ from edgekit.records import Profile
 from edgekit.report.changes import Change, changes, machine_changes
 from edgekit.report.figures import Figure, Key, figures, has_lone_windows, ratio_interval
 from edgekit.report.formats import NONE, minus, percent, points
-from edgekit.report.speed import OneSpeed, at_one_speed
 from edgekit.report.tables import labels
 
 __all__ = ["TOLERANCE", "Comparison", "Difference", "Pair", "compare"]
@@ -31,6 +30,8 @@ QUANTITIES = {
     "compute": "compute time",
     "relative": "relative compute time",
 }
+FELT = 0.01
+"""By how much the reference work must have changed to be told: where it lies in memory is worth half of that."""
 BORNE_OUT = 0.5
 """Of the tolerance is how far a stage's own time must have changed for its relative one to count."""
 
@@ -119,7 +120,7 @@ class Pair:
         changes: of machine, runtime, network, policy, data and protocol.
         notes: what could not be compared, and what makes the comparison doubtful.
         machines_differ: other host, processor, runtime or device: a difference is then one of machines, too.
-        slower: by how much the same work took longer on the machine, a share; ``None`` where it is not known.
+        slower: by how much the reference work took longer, a share; ``None`` where it cannot be told.
     """
 
     other: str
@@ -193,36 +194,26 @@ def compare(
         _refuse_invalid(profiles, names)
     for profile in profiles[1:]:
         _refuse_others(profiles[0], profile, other_networks=other_networks, other_hosts=other_hosts)
-    speeds = [
-        at_one_speed(profiles[0], each)
-        if each.plan == profiles[0].plan and not machine_changes(profiles[0], each)
-        else None
-        for each in profiles[1:]
-    ]
-    every = [
-        (figures(each.first), figures(each.other)) if each is not None else (figures(profiles[0]), figures(profile))
-        for each, profile in zip(speeds, profiles[1:], strict=True)
-    ]
-    shared = [[key for key in mine if key in found and _alike(mine[key], found[key])] for mine, found in every]
+    every = [figures(profile) for profile in profiles]
+    shared = [[key for key in every[0] if key in found and _alike(every[0][key], found[key])] for found in every[1:]]
     compared = sum(map(len, shared))
     rng = np.random.default_rng(seed)
     pairs = []
-    for label, profile, speed, (mine, found), keys in zip(names[1:], profiles[1:], speeds, every, shared, strict=True):
+    for label, profile, found, keys in zip(names[1:], profiles[1:], every[1:], shared, strict=True):
         differences = tuple(
             _difference(
                 key,
-                mine[key],
+                every[0][key],
                 found[key],
                 tolerance=tolerance,
                 confidence=1 - (1 - confidence) / compared,
                 usual=profile.stream.latency.confidence,
                 rng=rng,
-                doubt=_doubt(key, speed, last=profile.exits[-1].name),
             )
             for key in keys
         )
         differences = tuple(_borne_out(each, differences, tolerance) for each in differences)
-        pairs.append(_pair(label, profiles[0], profile, differences, keys=(mine, found), speed=speed))
+        pairs.append(_pair(label, profiles[0], profile, differences, keys=(every[0], found)))
     return Comparison(
         baseline=names[0],
         pairs=tuple(pairs),
@@ -276,11 +267,9 @@ def _difference(
     confidence: float,
     usual: float,
     rng: np.random.Generator,
-    doubt: float,
 ) -> Difference:
     change = theirs.value / mine.value - 1
-    ends = ratio_interval(mine, theirs, confidence=confidence, usual=usual, rng=rng, doubt=doubt)
-    low, high = (end - 1 for end in ends)
+    low, high = (end - 1 for end in ratio_interval(mine, theirs, confidence=confidence, usual=usual, rng=rng))
     verdict: Literal["worse", "better", "same", "unclear"] = "unclear"
     if low > tolerance:
         verdict = "worse"
@@ -321,13 +310,14 @@ def _pair(
     differences: tuple[Difference, ...],
     *,
     keys: tuple[dict[Key, Figure], dict[Key, Figure]],
-    speed: OneSpeed | None,
 ) -> Pair:
     mine, theirs = keys
     machines = machine_changes(first, other)
     notes = [f"the machines differ: {_listed(machines)}"] if machines else []
-    if speed is not None:
-        notes.append(_speed_note(speed))
+    slower = _slower(first, other)
+    if slower is not None and abs(slower) >= FELT:
+        direction = "longer" if slower > 0 else "less"
+        notes.append(f"the reference work, which is none of the network's, took {percent(abs(slower))} {direction}")
     for profile in (first, other):
         if profile.broken:
             notes.append(f"{profile.created} is invalid: {', '.join(check.rule for check in profile.broken)}")
@@ -352,24 +342,17 @@ def _pair(
         changes=changes(first, other),
         notes=tuple(notes),
         machines_differ=bool(machines),
-        slower=speed.slower if speed is not None else None,
+        slower=slower,
     )
 
 
-def _doubt(key: Key, speed: OneSpeed | None, *, last: str) -> float:
-    """What telling latencies at one speed leaves open; a stage's time is a share of the last exit's median."""
-    part, name, quantity = key
-    if speed is None or quantity in ("energy", "relative"):
-        return 0.0
-    return speed.doubt.get(last if part == "stage" else name, 0.0)
-
-
-def _speed_note(speed: OneSpeed) -> str:
-    direction = "slower" if speed.slower > 0 else "faster"
-    how = f"by its reference work the machine was {percent(abs(speed.slower))} {direction}"
-    if speed.reason:
-        return f"{how}: {speed.reason}, so latencies are as they were"
-    return f"{how}: latencies of exits, paths and stream are told at the mean speed of both"
+def _slower(first: Profile, other: Profile) -> float | None:
+    """By how much the reference's median is longer in the other, where it is the same work on the same machine."""
+    libraries = [profile.before.versions.get("numpy") for profile in (first, other)]
+    if machine_changes(first, other) or libraries[0] != libraries[1] or not (first.reference_ns and other.reference_ns):
+        return None
+    before, after = np.median(first.reference_ns), np.median(other.reference_ns)
+    return float(after / before) - 1 if before > 0 else None
 
 
 def _worse(pair: Pair, *, alone: bool) -> list[str]:

@@ -137,7 +137,7 @@ def has_lone_windows(profile: Profile) -> bool:
 
 
 def ratio_interval(
-    mine: Figure, theirs: Figure, *, confidence: float, usual: float, rng: np.random.Generator, doubt: float = 0.0
+    mine: Figure, theirs: Figure, *, confidence: float, usual: float, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Ends of the interval of ``theirs / mine``.
 
@@ -151,20 +151,16 @@ def ratio_interval(
         confidence: of the interval wanted.
         usual: confidence of the intervals in the profiles.
         rng: of the draws.
-        doubt: standard error of the ratio's logarithm beside theirs.
     """
     if mine.samples and theirs.samples:
         above, below = (_drawn(figure, rng) for figure in (theirs, mine))
-        ratios = above / below * np.exp(doubt * rng.standard_normal(DRAWS))
-        low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
+        low, high = np.quantile(above / below, [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(low), float(high)
     (below_low, below_high), (above_low, above_high) = (
         _logarithms(figure, confidence=confidence, usual=usual) for figure in (mine, theirs)
     )
     middle = math.log(theirs.value / mine.value)
-    beside = doubt * NormalDist().inv_cdf((1 + confidence) / 2)
-    low, high = math.hypot(above_low, below_high, beside), math.hypot(above_high, below_low, beside)
-    return math.exp(middle - low), math.exp(middle + high)
+    return math.exp(middle - math.hypot(above_low, below_high)), math.exp(middle + math.hypot(above_high, below_low))
 
 
 def _drawn(figure: Figure, rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -331,3 +331,29 @@ def test_too_little_to_compare(profile):
     empty = msgspec.structs.replace(profile, stream=msgspec.structs.replace(profile.stream, latency_ns=()))
     with pytest.raises(MeasurementError, match="'stream' has no raw samples"):
         compare([profile, empty])
+
+
+def with_reference(profile, ns, **versions):
+    before = msgspec.structs.replace(profile.before, versions=profile.before.versions | versions)
+    return msgspec.structs.replace(profile, reference_ns=(ns, ns, 9 * ns), before=before)
+
+
+@pytest.mark.parametrize(
+    ("ns", "slower", "said"),
+    [(106_000, 0.06, "took 6.0 % longer"), (97_000, -0.03, "took 3.0 % less"), (100_500, 0.005, "")],
+)
+def test_it_is_said_how_much_slower_the_machine_was(profile, ns, slower, said):
+    pair = compare([with_reference(profile, 100_000), with_reference(profile, ns)]).pairs[0]
+    assert pair.slower == pytest.approx(slower)
+    notes = [each for each in pair.notes if "reference work" in each]
+    assert [said in each for each in notes] == [True] * bool(said)
+    assert pair.differences == compare([profile, profile]).pairs[0].differences
+
+
+def test_a_reference_of_other_work_tells_nothing(profile):
+    first = with_reference(profile, 100_000)
+    host = msgspec.structs.replace(first.before, host="another")
+    others = [profile, with_reference(profile, 110_000, numpy="1.0"), msgspec.structs.replace(first, before=host)]
+    for other in others:
+        assert compare([first, other], other_hosts=True).pairs[0].slower is None
+    assert compare([with_reference(profile, 0), first]).pairs[0].slower is None
