@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.errors import MeasurementError
 from edgekit.records import Profile
@@ -32,6 +33,15 @@ QUANTITIES = {
 }
 FELT = 0.01
 """By how much the reference work must have changed to be told: where it lies in memory is worth half of that."""
+FOLLOWS = 1.5
+"""How many times the reference's change a latency may change with the machine: 0.5 to 1.4 were measured within runs."""
+STATISTICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
+    "median": lambda taken: float(np.median(taken)),
+    "mean": lambda taken: float(taken.mean()),
+    "p90": lambda taken: float(np.quantile(taken, 0.9)),
+    "compute": lambda taken: float(np.median(taken)),
+}
+"""Of the reference, that a quantity of a latency is held against."""
 BORNE_OUT = 0.5
 """Of the tolerance is how far a stage's own time must have changed for its relative one to count."""
 
@@ -52,9 +62,11 @@ class Difference:
         low: lower end of its simultaneous interval; -1 where it is not known.
         high: upper end; infinite, in JSON ``null``, where it is not known: of energy whose own interval reaches zero.
         verdict: ``"worse"`` or ``"better"`` when that interval lies beyond the tolerance, ``"same"`` when it lies
-            within, ``"unclear"`` when it does neither: measure for longer. A relative figure, whose interval does not
-            hold what the whole machine does, is also unclear unless the stage's own time changed that way, by half the
-            tolerance or more: a stage is not slow because others became fast.
+            within, ``"unclear"`` when it does neither: measure for longer. A latency is unclear as well where the
+            interval does not lie beyond what the machine may account for as well: what the reference took longer,
+            times :data:`FOLLOWS`. A relative figure, whose interval does not hold what the whole machine does, is also
+            unclear unless the stage's own time changed that way, by half the tolerance or more: a stage is not slow
+            because others became fast.
         accuracy_change: of the accuracies, where both have labels.
     """
 
@@ -212,6 +224,8 @@ def compare(
             )
             for key in keys
         )
+        machine = _reference_changes(profiles[0], profile)
+        differences = tuple(_beyond_machine(each, machine, tolerance) for each in differences)
         differences = tuple(_borne_out(each, differences, tolerance) for each in differences)
         pairs.append(_pair(label, profiles[0], profile, differences, keys=(every[0], found)))
     return Comparison(
@@ -293,6 +307,15 @@ def _difference(
     )
 
 
+def _beyond_machine(each: Difference, machine: Mapping[str, float], tolerance: float) -> Difference:
+    """The figure; a latency is unclear where the machine may have made the difference."""
+    change = machine.get(each.quantity)
+    if change is None or each.part == "paced" or each.verdict not in ("worse", "better"):
+        return each
+    own = each.low - FOLLOWS * max(change, 0) if each.verdict == "worse" else -each.high + FOLLOWS * min(change, 0)
+    return each if own > tolerance else replace(each, verdict="unclear")
+
+
 def _borne_out(each: Difference, every: Sequence[Difference], tolerance: float) -> Difference:
     """The figure; a relative one is unclear where the stage's own time did not change that way."""
     if each.quantity != "relative" or each.verdict not in ("worse", "better"):
@@ -314,7 +337,7 @@ def _pair(
     mine, theirs = keys
     machines = machine_changes(first, other)
     notes = [f"the machines differ: {_listed(machines)}"] if machines else []
-    slower = _slower(first, other)
+    slower = _reference_changes(first, other).get("median")
     if slower is not None and abs(slower) >= FELT:
         direction = "longer" if slower > 0 else "less"
         notes.append(f"the reference work, which is none of the network's, took {percent(abs(slower))} {direction}")
@@ -346,13 +369,13 @@ def _pair(
     )
 
 
-def _slower(first: Profile, other: Profile) -> float | None:
-    """By how much the reference's median is longer in the other, where it is the same work on the same machine."""
+def _reference_changes(first: Profile, other: Profile) -> dict[str, float]:
+    """What the reference took longer in the other, by quantity; nothing where work or machine are not the same."""
     libraries = [profile.before.versions.get("numpy") for profile in (first, other)]
     if machine_changes(first, other) or libraries[0] != libraries[1] or not (first.reference_ns and other.reference_ns):
-        return None
-    before, after = np.median(first.reference_ns), np.median(other.reference_ns)
-    return float(after / before) - 1 if before > 0 else None
+        return {}
+    before, after = (np.asarray(profile.reference_ns, dtype=np.float64) for profile in (first, other))
+    return {name: of(after) / of(before) - 1 for name, of in STATISTICS.items()} if before.min() > 0 else {}
 
 
 def _worse(pair: Pair, *, alone: bool) -> list[str]:

@@ -350,6 +350,39 @@ def test_it_is_said_how_much_slower_the_machine_was(profile, ns, slower, said):
     assert pair.differences == compare([profile, profile]).pairs[0].differences
 
 
+@pytest.mark.parametrize(
+    ("factor", "reference_ns", "verdict"),
+    [
+        (1.12, 100_000, "worse"),
+        (1.12, 94_000, "worse"),  # though the machine was faster
+        (1.12, 106_000, "unclear"),  # 12 %, of which the machine may be 9
+        (1.30, 106_000, "worse"),
+        (0.88, 100_000, "better"),
+        (0.88, 106_000, "better"),
+        (0.88, 94_000, "unclear"),
+    ],
+)
+def test_what_the_machine_may_have_done_is_no_alarm(profile, factor, reference_ns, verdict):
+    before = with_reference(profile, 100_000)
+    after = with_reference(with_latencies(profile, factor, seed=5), reference_ns)
+    found = differences([before, after])
+    assert {found["exit", each.name, "median"].verdict for each in profile.exits} == {verdict}
+    changes = differences([profile, with_latencies(profile, factor, seed=5)])
+    assert all(found[key].change == each.change for key, each in changes.items()), "figures stay as measured"
+
+
+def test_a_percentile_is_held_against_the_references_own(profile):
+    """A tail that grew for both."""
+    slower = with_latencies(profile, 1.15, seed=5)
+    before, after = (
+        msgspec.structs.replace(item, reference_ns=(100_000,) * 800 + (tail,) * 200)
+        for item, tail in ((profile, 150_000), (slower, 180_000))
+    )
+    found = differences([before, after])
+    assert found["exit", "exit3", "median"].verdict == "worse"
+    assert found["exit", "exit3", "p90"].verdict == "unclear"
+
+
 def test_a_reference_of_other_work_tells_nothing(profile):
     first = with_reference(profile, 100_000)
     host = msgspec.structs.replace(first.before, host="another")
