@@ -14,8 +14,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgekit.errors import PartitionError
 from edgekit.exporters.capture import Captured
-from edgekit.exporters.folding import Folding, weight_of
-from edgekit.exporters.graph import batch_dimension
+from edgekit.exporters.folding import Folding
+from edgekit.exporters.graph import batch_dimension, weight_of
 from edgekit.exporters.simplify import Known, View
 
 __all__ = ["Builder", "unused"]
@@ -94,7 +94,8 @@ class Builder:
         elif isinstance(value, torch.SymInt):
             made = self._size(value)
         elif node not in self.view.dynamic and (folded := self.folding.value(node)) is not None:
-            made = self._kept(node, folded[0], f"folded_{node.name}", folded[1])
+            number, tensor = folded
+            made = self._kept(node, number, f"folded_{node.name}", tensor)
         else:
             for source in node.all_input_nodes:
                 self._copy(source)
@@ -120,10 +121,11 @@ class Builder:
         return made
 
     def _weight(self, node: Node) -> Node:
-        weight = weight_of(self.captured, node)
+        weight = weight_of(self.captured.program, node)
         if weight is None:
             raise PartitionError(f"input '{node.name}' is read by a stage but is not a tensor of the network")
-        return self._kept(node, weight[0], *weight)
+        name, tensor = weight
+        return self._kept(node, name, name, tensor)
 
     def _kept(self, node: Node, origin: str | int, wish: str, tensor: Tensor) -> Node:
         """A tensor of the module's own, of the weight or the number that it is of; one for each."""

@@ -15,29 +15,15 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from edgekit.exporters.capture import Captured
-from edgekit.exporters.graph import ancestors
+from edgekit.exporters.graph import ancestors, weight_of
 from edgekit.exporters.hard import VIEWS, operator_name
 
-__all__ = ["Folding", "weight_of"]
+__all__ = ["Folding"]
 
 MORE_BYTES = 1 << 20
 """That a result may have beyond the weights it is made of: an outer product stays one."""
 LARGEST_BYTES = 1 << 28
 """That a result on the way may have beyond them."""
-
-
-def weight_of(captured: Captured, node: Node) -> tuple[str, Tensor] | None:
-    """A weight or constant that a placeholder of the captured graph stands for, and its name; ``None`` for others."""
-    program, signature = captured.program, captured.program.graph_signature
-    for table in (
-        signature.inputs_to_parameters,
-        signature.inputs_to_buffers,
-        signature.inputs_to_lifted_tensor_constants,
-    ):
-        if node.name in table:
-            target = table[node.name]
-            return target, program.state_dict[target] if target in program.state_dict else program.constants[target]
-    return None
 
 
 class Folding:
@@ -48,12 +34,12 @@ class Folding:
     """
 
     def __init__(self, captured: Captured) -> None:
-        self.captured = captured
-        self._order = {node: place for place, node in enumerate(captured.program.graph.nodes)}
+        self.program = captured.program
+        self._order = {node: place for place, node in enumerate(self.program.graph.nodes)}
         self._numbers: dict[Node, int] = {}
         self._known: dict[str, int] = {}
         self._values: dict[int, Tensor] = {}
-        weights = captured.program.state_dict.values()
+        weights = self.program.state_dict.values()
         self._room = sum(each.nbytes for each in weights if isinstance(each, Tensor)) + MORE_BYTES
 
     def value(self, node: Node) -> tuple[int, Tensor] | None:
@@ -68,7 +54,7 @@ class Folding:
         found = sorted(ancestors([node]), key=self._order.__getitem__)
         if not isinstance(node.meta.get("val"), Tensor) or any(map(_sized, found)):
             return None
-        weights = {each: weight_of(self.captured, each) for each in found if each.op == "placeholder"}
+        weights = {each: weight_of(self.program, each) for each in found if each.op == "placeholder"}
         operators = [each for each in found if each.op == "call_function"]
         if not weights or None in weights.values() or all(operator_name(each) in VIEWS for each in operators):
             return None
@@ -87,7 +73,7 @@ class Folding:
     def _number(self, node: Node) -> int:
         """The same for all nodes that compute the same; those it is computed from have theirs."""
         if node not in self._numbers:
-            weight = weight_of(self.captured, node) if node.op == "placeholder" else None
+            weight = weight_of(self.program, node) if node.op == "placeholder" else None
             told = (
                 ("weight", weight[0])
                 if weight is not None
@@ -104,7 +90,7 @@ class Folding:
         values: dict[Node, Any] = {}
         with torch.no_grad():
             for node in nodes:
-                weight = weight_of(self.captured, node) if node.op == "placeholder" else None
+                weight = weight_of(self.program, node) if node.op == "placeholder" else None
                 if weight is not None:
                     values[node] = weight[1]
                 else:
@@ -116,17 +102,16 @@ class Folding:
 
 
 def _bytes(node: Node) -> int:
-    value = node.meta.get("val")
-    parts = value if isinstance(value, tuple | list) else (value,)
-    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
+    return sum(part.numel() * part.element_size() for part in _made(node) if isinstance(part, Tensor))
 
 
 def _sized(node: Node) -> bool:
     """Whether a node is a size or has one that depends on the batch."""
+    sizes = [size for part in _made(node) for size in (part.shape if isinstance(part, Tensor) else (part,))]
+    return any(isinstance(size, torch.SymInt) for size in sizes)
+
+
+def _made(node: Node) -> Sequence[Any]:
+    """What a node makes: some operators make several tensors."""
     value = node.meta.get("val")
-    parts = value if isinstance(value, tuple | list) else (value,)
-    return any(
-        isinstance(part, torch.SymInt)
-        or (isinstance(part, Tensor) and any(isinstance(size, torch.SymInt) for size in part.shape))
-        for part in parts
-    )
+    return value if isinstance(value, tuple | list) else (value,)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
@@ -27,6 +28,7 @@ __all__ = [
     "refuse_state",
     "refuse_values",
     "row_bytes",
+    "weight_of",
 ]
 
 
@@ -176,6 +178,20 @@ def batch_dimension(node: Node, rows: Any) -> int | None:
         return None
     if places[:1] == [0] or len(places) == 1:
         return places[0]
+    return None
+
+
+def weight_of(program: ExportedProgram, node: Node) -> tuple[str, Tensor] | None:
+    """The weight or constant that a placeholder stands for, with its name; ``None`` for other nodes."""
+    signature = program.graph_signature
+    for table in (
+        signature.inputs_to_parameters,
+        signature.inputs_to_buffers,
+        signature.inputs_to_lifted_tensor_constants,
+    ):
+        if node.name in table:
+            target = table[node.name]
+            return target, program.state_dict[target] if target in program.state_dict else program.constants[target]
     return None
 
 

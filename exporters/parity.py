@@ -17,7 +17,7 @@ from edgekit.errors import CaptureError, ParityError
 from edgekit.exporters.capture import Captured
 from edgekit.exporters.constants import Compared
 from edgekit.exporters.decisions import ExitPoint
-from edgekit.exporters.graph import batch_dimension
+from edgekit.exporters.graph import batch_dimension, weight_of
 from edgekit.exporters.stages import confidence
 from edgekit.plan import SCORES
 from edgekit.policy import Policy
@@ -211,12 +211,6 @@ class ForcedGraph(Interpreter):
     def exits(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What it gives at each exit; every node's value is in ``env`` from then on."""
         program = self.captured.program
-        signature = program.graph_signature
-        held = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
         given = dict(zip(self.captured.inputs, inputs, strict=True))
         args: list[Any] = []
         for node in program.graph.nodes:
@@ -224,9 +218,8 @@ class ForcedGraph(Interpreter):
                 continue
             if node in self.constants:
                 args.append(torch.tensor(self.constants[node]))
-            elif node.name in held:
-                target = held[node.name]
-                args.append(program.state_dict[target] if target in program.state_dict else program.constants[target])
+            elif (weight := weight_of(program, node)) is not None:
+                args.append(weight[1])
             else:
                 args.append(given.get(node, node.meta.get("val")))
         with torch.no_grad():

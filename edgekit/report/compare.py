@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +36,11 @@ FELT = 0.01
 """By how much the reference work must have changed to be told: where it lies in memory is worth half of that."""
 FOLLOWS = 1.5
 """How many times the reference's change a latency may change with the machine: 0.5 to 1.4 were measured within runs."""
-STATISTICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
-    "median": lambda taken: float(np.median(taken)),
-    "mean": lambda taken: float(taken.mean()),
-    "p90": lambda taken: float(np.quantile(taken, 0.9)),
-    "compute": lambda taken: float(np.median(taken)),
+STATISTICS: dict[str, Callable[[NDArray[np.float64]], Any]] = {
+    "median": np.median,
+    "mean": np.mean,
+    "p90": partial(np.quantile, q=0.9),
+    "compute": np.median,
 }
 """Of the reference, that a quantity of a latency is held against."""
 BORNE_OUT = 0.5
@@ -375,7 +376,7 @@ def _reference_changes(first: Profile, other: Profile) -> dict[str, float]:
     if machine_changes(first, other) or libraries[0] != libraries[1] or not (first.reference_ns and other.reference_ns):
         return {}
     before, after = (np.asarray(profile.reference_ns, dtype=np.float64) for profile in (first, other))
-    return {name: of(after) / of(before) - 1 for name, of in STATISTICS.items()} if before.min() > 0 else {}
+    return {name: float(of(after) / of(before)) - 1 for name, of in STATISTICS.items()} if before.min() > 0 else {}
 
 
 def _worse(pair: Pair, *, alone: bool) -> list[str]:
