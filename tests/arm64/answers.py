@@ -13,7 +13,8 @@ The file holds, for each runtime ``R`` (with its precision behind an ``@``, wher
 - ``R/P/alone/exit``, ``R/P/alone/score``: the same of some images, each run by itself;
 - ``R/P/alone/ran``: ``(some, stages) int64``, how often each stage ran for each of them;
 
-and ``about``, a JSON text: machine, versions, policies, the images' digest, the images run alone.
+``labels``, ``(images,) int64``, where the images have any; and ``about``, a JSON text: machine, versions, policies, the
+images' digest, the images run alone.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def main() -> None:
                     found = answer(session, images, batch=asked.batch, alone=alone)
                     said[runtime] = session.runtime.describe()
                 arrays |= {f"{runtime}/{name}": value for name, value in found.items()}
+            if images.labels is not None:
+                arrays["labels"] = images.labels
             text = json.dumps(about(bundle, images, alone, said), default=str)
     except edgekit.EdgekitError as error:
         sys.exit(f"FAILED: {error}")

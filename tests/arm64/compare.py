@@ -106,6 +106,15 @@ def unlike_alone(side: Any, runtime: str, name: str, alone: list[int]) -> int:
     return int((side[f"{runtime}/{name}/exit"][alone] != side[f"{runtime}/{name}/alone/exit"]).sum())
 
 
+def accuracy(side: Any, runtime: str, name: str) -> float | None:
+    """Share of the images that are answered right at the exit they took; ``None`` without labels."""
+    if "labels" not in side:
+        return None
+    taken = side[f"{runtime}/{name}/exit"]
+    answers = side[f"{runtime}/logits"][taken, np.arange(len(taken))].argmax(axis=1)
+    return float((answers == side["labels"]).mean())
+
+
 def compare(here: Any, there: Any, *, margin: float, tolerance: float, told: list[str]) -> list[str]:
     """Print what differs; returns what must not.
 
@@ -150,7 +159,9 @@ def _decisions(
     taken = here[f"{runtime}/{name}/exit"]
     left = np.bincount(taken, minlength=len(exits)).tolist()
     print(f"    {name}: {len(taken) - len(found)} of {len(taken)} decide the same; leave at {left}", end="")
-    print(f"; {ways} of {len(here[f'{runtime}/{name}/alone/exit'])} alone run other stages")
+    print(f"; {ways} of {len(here[f'{runtime}/{name}/alone/exit'])} alone run other stages", end="")
+    accuracies = [accuracy(side, runtime, name) for side in (here, there)]
+    print("" if None in accuracies else f"; accuracy {accuracies[0]:.4f} / {accuracies[1]:.4f}")
     for each in found:
         names = [exits[index] for index in each.exits]
         print(f"      image {each.image}: {names[0]} / {names[1]}, scores {each.scores[0]:.7f} / {each.scores[1]:.7f}, "

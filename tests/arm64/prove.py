@@ -7,11 +7,13 @@ held against this machine's.
     python tests/arm64/prove.py --suite trixie --extra ort          # Python 3.13
     python tests/arm64/prove.py --cpu cortex-a57 --cpu cortex-a76 --images 100
     python tests/arm64/prove.py --network skipnet38-cifar10 --images 100
+    python tests/arm64/prove.py --precision int8                    # in float and in int8, quantised here
 
 For each extra (``ort``, ``litert``): wheels for arm64 are downloaded here, by this machine's own pip; in the root,
 a new environment takes the extra from them and from edgekit's wheel, with no network, no compiler and no torch; it is
 weighed; every network is run from its bundle on the processors asked for, and compared. What is slow to make (the root,
-the wheels) is kept in ``build/arm64``. qemu is right about answers and says nothing about time.
+the wheels) is kept in ``build/arm64``. qemu is right about answers and says nothing about time. Lower precision rounds
+otherwise on another processor: its decisions and accuracy are told on both, and may differ.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,9 @@ PROJECT = HERE.parents[1]
 INSTALL = PROJECT / "tests" / "install"
 PINS = PROJECT / "constraints.txt"
 DATA = PROJECT.parent / "shared" / "data" / "cifar10" / "test.tar.gz"
+CALIBRATION = DATA.with_name("train.tar.gz")
+CALIBRATED_ON = 1000
+"""Training images that lower precision is calibrated on."""
 SUITES = {"bookworm": ("3.11", 36), "trixie": ("3.13", 41)}
 """Debian releases, with the Python and the minor version of glibc that they come with."""
 EXTRAS = {"ort": ("onnx", "onnxruntime"), "litert": ("litert", "litert")}
@@ -46,12 +52,12 @@ def call(*command: object) -> None:
 
 
 def images(source: Path, count: int, file: Path) -> None:
-    """Some of the test images, evenly spaced so that all classes are there, 8-bit as a device gets them."""
+    """Some of the images, evenly spaced so that all classes are there, 8-bit as a device gets them."""
     from edgekit.data import load_dataset
     from edgekit.zoo.registry import find
 
     if not source.exists():
-        sys.exit(f"{source}: no CIFAR-10 test images; name a tar or folder of them with --data")
+        sys.exit(f"{source}: no CIFAR-10 images; put them there, or name the test images, a tar or folder, with --data")
     every = load_dataset(source, preprocess=find(NETWORKS[0]).preprocess)
     rows = np.linspace(0, len(every) - 1, count).astype(int)
     np.savez(file, inputs=every.inputs[rows], labels=every.labels[rows])
@@ -98,21 +104,23 @@ def install(root: Root, wheel: Path, extra: str, *, folder: Path, cpu: str) -> s
 
 def prove(root: Root, python: str, extra: str, *, networks: list[str], asked: argparse.Namespace) -> int:
     """Run every network here and there; returns how many comparisons failed."""
-    runtime = EXTRAS[extra][1]
+    runtimes = [EXTRAS[extra][1], *(f"{EXTRAS[extra][1]}@{precision}" for precision in asked.precision)]
+    told = [word for runtime in runtimes[1:] for word in ("--told", runtime)]
     failed = 0
     for network in networks:
         bundle, data = root.shared / f"{network}.edgekit", root.shared / "images.npz"
         here = root.shared / f"{network}-{extra}-here.npz"
-        options = ["--runtime", runtime, "--alone", str(asked.alone), "--batch", str(asked.batch)]
+        options = [word for runtime in runtimes for word in ("--runtime", runtime)]
+        options += ["--alone", str(asked.alone), "--batch", str(asked.batch)]
         call(sys.executable, HERE / "answers.py", bundle, data, here, *options)
         for cpu in asked.cpu:
             there = root.shared / f"{network}-{extra}-{cpu}.npz"
             command = [python, f"{SHARED}/scripts/answers.py", *(shown(each, root) for each in (bundle, data, there))]
             status = root.run(*command, *options, cpu=cpu)
             if status != 0:
-                sys.exit(f"FAILED: {network} does not run on {runtime} on a {cpu} (exit status {status})")
+                sys.exit(f"FAILED: {network} does not run on {extra} on a {cpu} (exit status {status})")
             print(f"on a {cpu}:", flush=True)
-            compared = [sys.executable, str(HERE / "compare.py"), str(here), str(there)]
+            compared = [sys.executable, str(HERE / "compare.py"), str(here), str(there), *told]
             failed += subprocess.run(compared, check=False).returncode != 0
     return failed
 
@@ -122,6 +130,7 @@ def main() -> None:
     parser.add_argument("--suite", choices=SUITES, default="bookworm")
     parser.add_argument("--extra", choices=EXTRAS, action="append", help="[default: both]")
     parser.add_argument("--network", action="append", help="of the zoo [default: the CIFAR MSDNet]")
+    parser.add_argument("--precision", choices=("int8",), action="append", default=[], help="beside float")
     parser.add_argument("--cpu", choices=PROCESSORS, action="append", help="that qemu stands for [default: cortex-a72]")
     parser.add_argument("--data", type=Path, default=DATA, help="CIFAR-10 test images, a tar or folder")
     parser.add_argument("--images", type=int, default=500)
@@ -136,10 +145,15 @@ def main() -> None:
     for file in (HERE / "answers.py", INSTALL / "footprint.py", INSTALL / "first_run.py", PINS):
         shutil.copy(file, shared / "scripts")
     images(asked.data, asked.images, shared / "images.npz")
+    if asked.precision:
+        images(CALIBRATION, CALIBRATED_ON, shared / "calibration.npz")
     edgekit = Path(sys.executable).with_name("edgekit")
     targets = ",".join(EXTRAS[extra][0] for extra in extras)
     for network in networks:
         call(edgekit, "zoo", "export", network, "-o", shared / f"{network}.edgekit", "--target", targets, "--overwrite")
+        for extra, precision in product(extras, asked.precision):
+            options = ["--data", shared / "calibration.npz", "--precision", precision, "--target", EXTRAS[extra][0]]
+            call(edgekit, "quantize", shared / f"{network}.edgekit", *options)
     root = build(asked.folder.resolve(), suite=asked.suite, shared=shared)
     print(f"{root.path.name} arm64, {'set up' if root.by_kernel else 'unpacked only: qemu is named explicitly'}")
     wheel, failed = made_wheel(shared), 0

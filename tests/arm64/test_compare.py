@@ -83,6 +83,17 @@ def test_equal_answers_pass(tool, logits, capsys):
     assert "x86_64" in printed.splitlines()[0]
 
 
+def test_accuracy_of_both_machines_is_told_where_labels_are(tool, logits, capsys):
+    here = answers(logits, "x86_64")
+    taken = here["r/max_prob/exit"]
+    right = np.array([logits[left, image].argmax() for image, left in enumerate(taken)])
+    here["labels"] = np.where(np.arange(IMAGES) < IMAGES // 4, right, (right + 1) % CLASSES)
+    assert tool.accuracy(here, "r", "max_prob") == 0.25
+    there = {**answers(logits.copy(), "aarch64"), "labels": here["labels"]}
+    assert compared(tool, here, there) == []
+    assert "accuracy 0.2500 / 0.2500" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("score", POLICIES)
 def test_scores_are_those_of_scipy(tool, logits, score):
     np.testing.assert_allclose(tool.scores_of(logits[1], score), scores(logits[1], score), rtol=1e-12)
