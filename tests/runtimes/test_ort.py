@@ -441,7 +441,7 @@ def test_operators_add_up_to_their_stage(tmp_path):
     inputs = np.random.default_rng(0).standard_normal((4, *plan.inputs[0].shape[1:])).astype(np.float32)
     ratios = []
     with Session(plan, OrtRuntime(), artifacts) as session:
-        for _ in range(5):  # others may use the processor at any one time
+        for _ in range(20):  # others may use the processor at any one time
             found = time_operators(
                 session, Dataset(inputs=inputs), runs=20, rng=np.random.default_rng(0), progress=silent
             )
