@@ -13,7 +13,7 @@ The file holds, for each runtime ``R`` (with its precision behind an ``@``, wher
 - ``R/P/alone/exit``, ``R/P/alone/score``: the same of some images, each run by itself;
 - ``R/P/alone/ran``: ``(some, stages) int64``, how often each stage ran for each of them;
 
-``labels``, ``(images,) int64``, where the images have any; and ``about``, a JSON text: machine, versions, policies, the
+``labels``, ``(images,) int64``, where the images have any, and ``about``, a JSON text: machine, versions, policies, the
 images' digest, the images run alone.
 """
 

@@ -34,8 +34,8 @@ INSTALL = PROJECT / "tests" / "install"
 PINS = PROJECT / "constraints.txt"
 DATA = PROJECT.parent / "shared" / "data" / "cifar10" / "test.tar.gz"
 CALIBRATION = DATA.with_name("train.tar.gz")
-CALIBRATED_ON = 1000
-"""Training images that lower precision is calibrated on."""
+CALIBRATION_IMAGES = 1000
+"""Training images that lower precision is made with: half calibrate, half measure."""
 SUITES = {"bookworm": ("3.11", 36), "trixie": ("3.13", 41)}
 """Debian releases, with the Python and the minor version of glibc that they come with."""
 EXTRAS = {"ort": ("onnx", "onnxruntime"), "litert": ("litert", "litert")}
@@ -57,7 +57,7 @@ def images(source: Path, count: int, file: Path) -> None:
     from edgekit.zoo.registry import find
 
     if not source.exists():
-        sys.exit(f"{source}: no CIFAR-10 images; put them there, or name the test images, a tar or folder, with --data")
+        sys.exit(f"{source}: no CIFAR-10 images; put a tar of them there, or give other test images with --data")
     every = load_dataset(source, preprocess=find(NETWORKS[0]).preprocess)
     rows = np.linspace(0, len(every) - 1, count).astype(int)
     np.savez(file, inputs=every.inputs[rows], labels=every.labels[rows])
@@ -146,7 +146,7 @@ def main() -> None:
         shutil.copy(file, shared / "scripts")
     images(asked.data, asked.images, shared / "images.npz")
     if asked.precision:
-        images(CALIBRATION, CALIBRATED_ON, shared / "calibration.npz")
+        images(CALIBRATION, CALIBRATION_IMAGES, shared / "calibration.npz")
     edgekit = Path(sys.executable).with_name("edgekit")
     targets = ",".join(EXTRAS[extra][0] for extra in extras)
     for network in networks:
