@@ -54,7 +54,7 @@ class Difference:
     Attributes:
         part: ``"exit"``, ``"stream"``, ``"paced"``, ``"path"`` or ``"stage"``.
         name: of the exit, path, rate or stage.
-        quantity: ``"median"``, ``"p90"`` or, of a stream, ``"mean"`` latency, gross ``"energy"``; ``"compute"``, a
+        quantity: ``"median"`` latency or, of a stream, ``"mean"``; ``"p90"``; gross ``"energy"``; ``"compute"``, a
             stage's share of the last exit's median, or ``"relative"``, its time over that of the other stages.
         unit: of the two values, ``"s"``, ``"J"`` or ``"1"``.
         baseline: in the first profile.

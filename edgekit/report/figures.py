@@ -105,15 +105,16 @@ def _of(part: str, name: str, item: _Timed, accuracy: float | None = None) -> di
 
 
 def _figures(item: _Timed, accuracy: float | None, *, mixed: bool) -> Iterator[tuple[str, Figure]]:
-    """Of a stream, whose exits are far apart so that a quantile may jump from one to the next, the mean as well.
+    """Of a stream, whose median may lie between two exits and jump when either moves, the mean.
 
     A percentile that has no interval in its own profile is left out.
     """
     taken, latency = item.latency_ns, item.latency
     if mixed:
         ends = Interval(value=latency.mean_s, low=latency.mean_low_s, high=latency.mean_high_s)
-        yield "mean", Figure(value=latency.mean_s, unit="s", interval=ends)
-    yield "median", Figure(value=float(np.median(taken)) / 1e9, unit="s", samples=taken, accuracy=accuracy)
+        yield "mean", Figure(value=latency.mean_s, unit="s", interval=ends, accuracy=accuracy)
+    else:
+        yield "median", Figure(value=float(np.median(taken)) / 1e9, unit="s", samples=taken, accuracy=accuracy)
     if latency.p90_s is not None and quantile_interval(np.asarray(taken, np.float64), 0.9) is not None:
         yield "p90", Figure(value=float(np.quantile(taken, 0.9)) / 1e9, unit="s", level=0.9, samples=taken)
     spent = item.energy
