@@ -1,16 +1,14 @@
-"""Parity on scripted runtimes with known differences, then on real networks."""
+"""Parity on scripted runtimes with known differences."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-import edgekit
 from edgekit.calibration.scores import score
 from edgekit.data import Dataset
 from edgekit.errors import InputError, MeasurementError, PolicyError
@@ -20,13 +18,10 @@ from edgekit.parity_records import Budget, Count, Parity
 from edgekit.plan import SCORES, Constant, Exit, Gate, Plan, Run, Stage
 from edgekit.policy import Policy, Provenance
 from edgekit.runtimes.fake import FakeRuntime
-from edgekit.same_inputs import KEPT, Differences
 from edgekit.session import Session
-from edgekit.shares import gate_shares
 from edgekit.tensors import TensorSpec
 
 NAN, INF = math.nan, math.inf
-CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "test.tar.gz"
 
 
 def exit_of(index, tensors, batch="batch", classes=2):
@@ -135,62 +130,6 @@ def compared(mine, theirs, data, **options):
         assert reference.policy.name == other.policy.name == "never-exit", "policies are put back"
     (run,) = parity.runs
     return parity, run
-
-
-# Differences of one tensor
-
-
-def test_differences_by_hand():
-    found = Differences()
-    found.add(np.array([[1, 2]], np.float32), np.array([[1, 2.5]], np.float32))
-    found.add(np.array([-4], np.float32), np.array([-4], np.float32))
-    spread = found.spread()
-    assert (spread.scale, spread.largest, spread.median, spread.elements) == (4, 0.5, 0, 3)
-    assert spread.p99 == pytest.approx(0.98 * 0.5)  # between 0 and 0.5, at 0.99 of the way from the first to the last
-    assert spread.relative == 0.125
-
-
-@pytest.mark.parametrize("dtype", [np.bool_, np.int64, np.uint8, np.float16, np.complex64])
-def test_differences_of_any_dtype(dtype):
-    found = Differences()
-    found.add(np.array([0, 1, 1], dtype), np.array([0, 0, 1], dtype))
-    spread = found.spread()
-    assert (spread.scale, spread.largest, spread.median, spread.unlike) == (1, 1, 0, 0)
-
-
-def test_what_is_not_finite_is_counted_and_not_measured():
-    found = Differences()
-    found.add(np.array([NAN, INF, -INF, NAN, INF, 2, 3]), np.array([NAN, INF, INF, 1, 1, NAN, 3.5]))
-    spread = found.spread()
-    assert (spread.unlike, spread.elements, spread.largest, spread.scale) == (4, 1, 0.5, 3)
-
-
-def test_nothing_finite_and_nothing_at_all():
-    found = Differences()
-    found.add(np.array([NAN]), np.array([NAN]))
-    spread = found.spread()
-    assert (spread.elements, spread.unlike, spread.largest, spread.p99, spread.relative) == (0, 0, 0, 0, 0)
-
-
-def test_a_reference_of_zeros_has_no_scale():
-    found = Differences()
-    found.add(np.zeros(3), np.array([0, 1e-9, 0]))
-    assert found.spread().relative is None
-    found = Differences()
-    found.add(np.zeros(3), np.zeros(3))
-    assert found.spread().relative == 0
-
-
-def test_of_a_large_tensor_evenly_spaced_elements_give_the_percentiles_and_all_the_largest():
-    expected = np.zeros(4 * KEPT + 3)
-    given = expected + np.linspace(0, 1, len(expected))
-    given[1] = 7  # at no kept place
-    found = Differences()
-    found.add(expected, given)
-    spread = found.spread()
-    assert spread.largest == 7
-    assert spread.median == pytest.approx(0.5, abs=1e-3)
-    assert spread.p99 == pytest.approx(0.99, abs=1e-3)
 
 
 # Stages and logits
@@ -653,107 +592,3 @@ def test_the_file_comes_back_as_it_was(flipping, tmp_path):
         Parity.load(path)
     with pytest.raises(MeasurementError, match="cannot be read"):
         Parity.load(tmp_path / "none.json")
-
-
-# Real networks
-
-
-def eager_session(bundle, name):
-    """The zoo's network of that name, cut again, run by PyTorch."""
-    pytest.importorskip("torch", reason="eager needs the export extra")
-    from edgekit.exporters import stage_model
-    from edgekit.exporters.stages import stage_module
-    from edgekit.runtimes.eager import EagerRuntime
-    from edgekit.zoo import registry
-
-    made = stage_model(registry.load(name), (registry.find(name).example(),))
-    assert made.plan == bundle.plan
-    return Session(made.plan, EagerRuntime({cut.name: stage_module(cut) for cut in made.cuts}), {})
-
-
-@pytest.mark.slow
-def test_digits_on_onnxruntime_against_eager(exported_digits):
-    torch = pytest.importorskip("torch")
-    from edgekit.zoo import digits, registry
-
-    data = digits.test_set()
-    with (
-        edgekit.Bundle.open(exported_digits) as bundle,
-        edgekit.load(bundle) as session,
-        eager_session(bundle, "msdnet-digits") as eager,
-    ):
-        parity = compare_runtimes({"eager": eager, "onnxruntime": session}, data)
-    assert parity.exceeded == ()
-    assert (parity.samples, parity.reference, parity.labelled) == (len(data), "eager", True)
-    (run,) = parity.runs
-    assert [stage.name for stage in run.stages] == [stage.name for stage in bundle.plan.stages]
-    every = {each.name for stage in run.stages for each in stage.tensors}
-    assert every == {name for stage in bundle.plan.stages for name in stage.outputs}
-    assert all(each.spread.relative < 1e-5 for stage in run.stages for each in stage.tensors)
-    assert run.decisions == 9 * len(data)
-    assert run.flips <= 1
-    with torch.inference_mode():
-        whole = registry.load("msdnet-digits")(torch.from_numpy(data.batch(slice(None))))
-    for step, logits in zip(run.exits, whole, strict=True):
-        assert step.spread.scale == pytest.approx(float(logits.abs().max()), rel=1e-5)
-        assert step.accuracy_reference == pytest.approx(float((logits.argmax(1).numpy() == data.labels).mean()))
-    # The median of one setting against scores of the whole model, in double precision.
-    first = next(each for each in run.policies if each.policy == "margin-q50")
-    top = [torch.softmax(logits.double(), 1).topk(2, 1).values for logits in whole]
-    margins = [(each[:, 0] - each[:, 1]).numpy() for each in top]
-    leaves = margins[0] >= first.thresholds[0]
-    assert first.exits[0].compared == len(data)
-    assert first.exits[1].compared == int((~leaves).sum())
-    assert leaves.mean() == pytest.approx(0.5, abs=0.01)
-
-
-@pytest.mark.slow
-def test_ways_through_gates_are_those_of_the_stages_that_ran(tmp_path):
-    pytest.importorskip("torch", reason="exporting needs the export extra")
-    from edgekit.zoo import digits, registry
-
-    data = digits.test_set().take(slice(0, 40))
-    network = registry.find("moe-digits")
-    path = tmp_path / "moe.edgekit"
-    with (
-        edgekit.export(registry.load(network.name), (network.example(),), path, preprocess=network.preprocess) as made,
-        edgekit.load(made) as session,
-        GateWays(session, {}) as ways,
-    ):
-        result = session.run(data.batch(slice(None)))
-        expected = {each.name: each.open for each in gate_shares(made.plan, result.exit.tolist(), result.executed)}
-        found = [ways.of(sample) for sample in data.batches(1)]
-        opened = {name: sum(each[name] for each, _ in found) for name in expected}
-        assert opened == expected
-        assert [answer for _, answer in found] == result.logits.argmax(1).tolist()
-        parity = compare_runtimes({"a": session, "b": session}, data)
-    (run,) = parity.runs
-    assert [gate.name for gate in run.gates[0].gates] == [gate.name for gate in made.plan.gates]
-    assert (run.flips, run.decisions, parity.exceeded) == (0, 40, ())
-
-
-@pytest.mark.slow
-@pytest.mark.cifar
-@pytest.mark.skipif(not CIFAR.exists(), reason="CIFAR-10 test images are not beside the project (shared/data)")
-def test_five_thousand_images_decide_alike(tmp_path):
-    """What is promised: logits within 1e-4 of their scale, 99.98 % of the decisions, flips within 1e-4.
-
-    The other runtimes have tests of their own on the same images.
-    """
-    from edgekit.data import load_dataset
-    from edgekit.zoo import registry
-
-    network = registry.find("msdnet-cifar10")
-    data = load_dataset(CIFAR, preprocess=network.preprocess)
-    assert len(data) == 5000
-    with (
-        edgekit.export(registry.load(network.name), (network.example(),), tmp_path / "net.edgekit") as made,
-        edgekit.load(made) as session,
-        eager_session(made, network.name) as eager,
-    ):
-        parity = compare_runtimes({"eager": eager, "onnxruntime": session}, data, budget=Budget(flip_share=2e-4))
-    assert parity.exceeded == ()
-    (run,) = parity.runs
-    assert run.decisions == 9 * 5000
-    for each in run.policies:
-        assert len({count.name for count in each.exits}) == 4
