@@ -3,7 +3,7 @@
 ::
 
     python tests/install/device.py net.edgekit                      # edgekit[ort] and edgekit[litert]
-    python tests/install/device.py net.edgekit --extra ort --with 'onnxruntime==1.23.2' --with 'numpy<2.3'
+    python tests/install/device.py net.edgekit --extra ort --with 'onnxruntime<1.32'
 
 Everything must come as a wheel (``--only-binary``), so nothing is compiled.
 """
