@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgekit.calibration import Loss
     from edgekit.certificate import Proposal
     from edgekit.data import Dataset, Preprocess
-    from edgekit.interfaces import Meter, Runtime
+    from edgekit.interfaces import Meter, Runtime, Target
     from edgekit.plan import Plan
     from edgekit.policy import Policy
     from edgekit.precision import PrecisionReport
@@ -93,7 +93,7 @@ def export(
     path: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    targets: Sequence[str] = ("onnx",),
+    targets: Sequence[str | Target] = ("onnx",),
     exits: Sequence[str] | None = None,
     smallest_gate: int = 10_000,
     name: str | None = None,
@@ -116,7 +116,8 @@ def export(
         args: example inputs in order, ``(batch, ...)`` each; any number of rows then works.
         path: of the bundle, by custom ``NAME.edgekit``.
         kwargs: example inputs that the model takes by name.
-        targets: kinds of device to write for; ``edgekit doctor`` lists them.
+        targets: kinds of device to write for, by name; ``edgekit doctor`` lists them. Or targets made with options,
+            as ``edgekit.exporters.to_litert.LiteRTTarget(batch=8)``.
         exits: which outputs or modules are exits, shallowest first; found when not given.
         smallest_gate: multiply-accumulates that a gate must guard to be cut; what guards less is always computed.
         name: of the network; the model's class name when not given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekit.errors import InputError
 
-__all__ = ["CALIBRATED", "FLOAT", "PRECISIONS", "artifact_set", "precision_of", "trunk_of"]
+__all__ = ["CALIBRATED", "FLOAT", "PRECISIONS", "artifact_set", "batch_of", "precision_of", "trunk_of", "unbatched"]
 
 FLOAT = "float32"
 """As the network was exported."""
@@ -33,3 +33,14 @@ def precision_of(artifacts: str) -> str:
 def trunk_of(stage: str) -> str:
     """What a stage without its exit's head is called in a file that holds both."""
     return f"{stage}:trunk"
+
+
+def batch_of(graph: str, rows: int) -> str:
+    """What a graph of a stage that takes so many rows at once is called in a file that holds that for one as well."""
+    return f"{graph}@{rows}"
+
+
+def unbatched(graph: str) -> tuple[str, int]:
+    """The graph for one row, and the rows at once: of ``"blocks.1:trunk@8"``, ``("blocks.1:trunk", 8)``."""
+    name, mark, rows = graph.rpartition("@")
+    return (name, int(rows)) if mark and rows.isdigit() else (graph, 1)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
+    "Batching",
     "Buffer",
     "DeviceClock",
     "Joining",
@@ -35,7 +36,7 @@ __all__ = [
 
 
 class Target(Protocol):
-    """Writes one stage for one kind of device. Made without arguments."""
+    """Writes one stage for one kind of device. Made without arguments, or with options that it names."""
 
     name: str
     """What ``export(targets=...)`` calls it, and the folder of its artifacts."""
@@ -78,6 +79,14 @@ class Joining(Protocol):
     def part(self, file: Path, stage: Stage, path: Path) -> None:
         """Write a file that holds one stage of several."""
         ...
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """A target whose artifacts take a fixed number of rows at once, besides one."""
+
+    batch: int
+    """That number; 1 where there is none."""
 
 
 class Buffer(Protocol):

@@ -27,6 +27,7 @@ from edgekit.exporters.gates import SMALLEST_GATE, GatePoint, Gates, find_gates,
 from edgekit.exporters.macs import count_macs
 from edgekit.exporters.mixing import mixing_gates, require_all_rows
 from edgekit.exporters.parity import (
+    GOLDEN,
     check_parity,
     eager_exits,
     forced_exits,
@@ -37,7 +38,7 @@ from edgekit.exporters.parity import (
 )
 from edgekit.exporters.partition import Part, partition
 from edgekit.exporters.stages import make_plan, trace_stage
-from edgekit.interfaces import Joining, Runtime, Target
+from edgekit.interfaces import Batching, Joining, Runtime, Target
 from edgekit.manifest import Manifest
 from edgekit.plan import Plan, Stage
 from edgekit.progress import Progress, silent
@@ -178,7 +179,7 @@ def export_bundle(
     path: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    targets: Sequence[str] = ("onnx",),
+    targets: Sequence[str | Target] = ("onnx",),
     exits: Sequence[str] | None = None,
     smallest_gate: int = SMALLEST_GATE,
     name: str | None = None,
@@ -197,7 +198,7 @@ def export_bundle(
         args: example inputs, one tensor or a tuple of them, dimension 0 the batch.
         path: of the bundle.
         kwargs: example inputs given by name.
-        targets: kinds of device to write the stages for.
+        targets: kinds of device to write the stages for, by name or made with options.
         exits: outputs or modules that are exits, in order; found by themselves when ``None``.
         smallest_gate: MACs that a gate must guard to be one, and as many more for each 10,000 bytes of a sample that
             cross its boundary; what guards less is computed always.
@@ -219,12 +220,19 @@ def export_bundle(
     """
     if isinstance(targets, str) or not targets:
         raise LoweringError("targets must be a sequence of names, as ('onnx',)")
-    lowering = [cast("Target", plugins.create("targets", target)) for target in targets]
+    lowering = [_target(target) for target in targets]
     with write_bundle(path, overwrite=overwrite, packed=packed) as writer:
         progress("capture", 0, 1)
         staged = stage_model(model, args, kwargs, exits=exits, smallest_gate=smallest_gate)
         progress("capture", 1, 1)
-        inputs = golden_inputs(staged.captured, None if golden is None else _leaves(golden))
+        at_once = max(target.batch if isinstance(target, Batching) else 1 for target in lowering)
+        given = None if golden is None else _leaves(golden)
+        inputs = golden_inputs(staged.captured, given, samples=max(GOLDEN, at_once))
+        if len(inputs[0]) < at_once:
+            raise LoweringError(
+                f"{at_once} samples at once cannot be compared with the eager model on {len(inputs[0])}: give "
+                f"{at_once} golden inputs or more, example included"
+            )
         expected, forced, moved = staged.eager(inputs), staged.forced(inputs), staged.moved(inputs)
         if not staged.mixing:
             part = [tensor[len(tensor) // 2 :] for tensor in inputs]
@@ -237,9 +245,9 @@ def export_bundle(
             paths = {stage: writer.folder / file for stage, file in artifacts[target.name].items()}
             parity[target.name] = _compare(staged, target, paths, inputs, expected, forced, moved, tolerance=tolerance)
         progress("compare with the eager model", len(lowering), len(lowering))
-        given = {f"input:{spec.name}": tensor for spec, tensor in zip(staged.plan.inputs, inputs, strict=True)}
+        asked = {f"input:{spec.name}": tensor for spec, tensor in zip(staged.plan.inputs, inputs, strict=True)}
         answered = {f"exit:{point.name}": value for point, value in zip(staged.exits, expected, strict=True)}
-        writer.golden({name: tensor.numpy() for name, tensor in {**given, **answered}.items()})
+        writer.golden({name: tensor.numpy() for name, tensor in {**asked, **answered}.items()})
         writer.describe(
             Manifest(
                 name=name or type(model).__name__,
@@ -259,6 +267,10 @@ def export_bundle(
             )
         )
     return Bundle.open(path)
+
+
+def _target(target: str | Target) -> Target:
+    return cast("Target", plugins.create("targets", target)) if isinstance(target, str) else target
 
 
 def _lower(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit.artifacts import trunk_of
+from edgekit.artifacts import trunk_of, unbatched
 from edgekit.errors import LoweringError
 from edgekit.plan import Stage
 
@@ -74,9 +74,11 @@ class LiteRTFiles:
         Raises:
             LoweringError: the stage is not in it.
         """
-        if stage.name not in signatures(file):
+        graphs = (stage.name, trunk_of(stage.name))
+        names = [name for name in signatures(file) if unbatched(name)[0] in graphs]
+        if stage.name not in names:
             raise LoweringError(f"{file}: holds no stage '{stage.name}'; export again")
-        path.write_bytes(join([(file, (stage.name, trunk_of(stage.name)))]))
+        path.write_bytes(join([(file, names)]))
 
 
 class _Joined:

@@ -25,6 +25,7 @@ from edgekit.session import Session
 from edgekit.tensors import BATCH
 
 __all__ = [
+    "GOLDEN",
     "ForcedGraph",
     "check_parity",
     "eager_exits",
@@ -41,9 +42,12 @@ QUANTILES = (0.25, 0.5, 0.75)
 SCORE_ROUNDING = 1e-5
 """Scores this close to a threshold may fall on either side by rounding alone; such rows are counted apart."""
 
+GOLDEN = 8
+"""Samples to compare on, where nobody says otherwise."""
+
 
 def golden_inputs(
-    captured: Captured, given: Sequence[Tensor] | None, *, samples: int = 8, seed: int = 0
+    captured: Captured, given: Sequence[Tensor] | None, *, samples: int = GOLDEN, seed: int = 0
 ) -> list[Tensor]:
     """Inputs to compare on: what the user gave, or the example and as much noise of its mean and spread.
 

@@ -1,11 +1,12 @@
 """Lowers a stage to LiteRT, the format once called TensorFlow Lite, by litert-torch.
 
-A file takes one sample. Tensors of four dimensions are channel-last, ``(1, height, width, channels)``, as LiteRT's
+A graph takes one sample. Tensors of four dimensions are channel-last, ``(1, height, width, channels)``, as LiteRT's
 kernels want them, so that nothing is transposed where stages meet; a single number is ``(1,)``. A stage is one or two
 signatures, which share their weights::
 
     blocks.1          live tensors, logits and all scores, which cost little beside a stage
     blocks.1:trunk    live tensors only, for an exit that is never taken; only where a stage has both
+    blocks.1@8        the same for eight samples at once, where a batch was asked for; so for the trunk
 
 Their inputs are ``args_0``, ``args_1`` and so on in the stage's order, their outputs have the names of the plan. All
 stages of a network are then joined in one file, ``network.tflite``, for one interpreter and one pool of threads:
@@ -24,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.artifacts import trunk_of
-from edgekit.errors import LoweringError
+from edgekit.artifacts import batch_of, trunk_of
+from edgekit.errors import LoweringError, PluginError
 from edgekit.exporters.litert_files import LiteRTFiles
 from edgekit.exporters.litert_operators import rewrite_operators
 from edgekit.exporters.litert_quiet import converter, undisturbed
@@ -39,13 +40,25 @@ __all__ = ["LiteRTTarget"]
 
 
 class LiteRTTarget(LiteRTFiles):
-    """LiteRT through litert-torch. See :class:`edgekit.interfaces.Target`."""
+    """LiteRT through litert-torch. See :class:`edgekit.interfaces.Target` and :class:`edgekit.interfaces.Batching`.
+
+    Args:
+        batch: samples that a stage can also take at once. A batch then runs so many at a time, and what is left one by
+            one: faster the more threads there are, for as much memory again and twice the time to export.
+
+    Raises:
+        PluginError: a batch below 1.
+        MissingExtraError: litert-torch is not installed.
+    """
 
     name = "litert"
     suffix = ".tflite"
     runtime = "litert"
 
-    def __init__(self) -> None:
+    def __init__(self, *, batch: int = 1) -> None:
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise PluginError(f"target 'litert': batch cannot be {batch!r}; give 1 or more samples")
+        self.batch = batch
         self._litert_torch = converter()
 
     def lower(self, program: ExportedProgram, stage: Stage, path: Path, *, specs: Mapping[str, TensorSpec]) -> None:
@@ -64,18 +77,21 @@ class LiteRTTarget(LiteRTFiles):
             asked = {stage.name: stage.outputs}
             if stage.exit and stage.live:
                 asked[trunk_of(stage.name)] = stage.live
+            at_once = (1, self.batch) if any(specs[name].batched for name in stage.inputs) else (1,)
+            graphs = [(name, rows) for rows in dict.fromkeys(at_once) for name in asked]
             with TemporaryDirectory(prefix="edgekit-") as folder:
-                files = [Path(folder) / f"{number}{self.suffix}" for number in range(len(asked))]
-                for file, (name, outputs) in zip(files, asked.items(), strict=True):
-                    self._write(_ChannelsLast(body, stage, outputs, specs), name, stage, file, specs)
+                files = [Path(folder) / f"{number}{self.suffix}" for number in range(len(graphs))]
+                for file, (name, rows) in zip(files, graphs, strict=True):
+                    module = _ChannelsLast(body, stage, asked[name], specs)
+                    example = tuple(_example(specs[given], rows) for given in stage.inputs)
+                    self._write(module, batch_of(name, rows) if rows > 1 else name, example, file)
                 self.join(files, path)
         except OSError:
             raise
         except Exception as error:  # of the tracer, of a lowering or of the converter: nothing below Exception
             raise LoweringError(f"stage '{stage.name}' cannot be written for LiteRT: {_reason(error)}") from error
 
-    def _write(self, module: nn.Module, name: str, stage: Stage, path: Path, specs: Mapping[str, TensorSpec]) -> None:
-        example = tuple(_example(specs[name]) for name in stage.inputs)
+    def _write(self, module: nn.Module, name: str, example: tuple[Tensor, ...], path: Path) -> None:
         with undisturbed():
             # 64-bit tensors would else become 32-bit ones where stages meet.
             made = self._litert_torch.signature(name, module, example).convert(enable_x64=True)
@@ -115,8 +131,8 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
 
 
-def _example(spec: TensorSpec) -> Tensor:
-    zeros = torch.zeros(spec.concrete(1), dtype=getattr(torch, spec.dtype))
+def _example(spec: TensorSpec, rows: int) -> Tensor:
+    zeros = torch.zeros(spec.concrete(rows), dtype=getattr(torch, spec.dtype))
     return _channels_last(zeros).contiguous() if spec.shape else zeros.reshape(1)
 
 

@@ -1,6 +1,7 @@
 """LiteRT, once TensorFlow Lite. Images lie channel-last between stages, as its kernels want them.
 
-A file takes one sample, so a batch runs row by row inside each stage, and a row's answer never depends on its batch.
+A graph takes one sample, so a batch runs row by row inside each stage; or as many at a time as the file has graphs for
+(see :mod:`edgekit.exporters.to_litert`), and what is left row by row.
 One file holds all stages of a network: they share an interpreter, and with it a pool of threads.
 """
 
@@ -10,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +20,7 @@ from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
-from edgekit.artifacts import trunk_of
+from edgekit.artifacts import batch_of, trunk_of, unbatched
 from edgekit.errors import BundleError, PluginError, require
 from edgekit.interfaces import Buffer
 from edgekit.plan import Stage
@@ -130,7 +132,7 @@ class LiteRTRunner:
         self._runtime = runtime
         self._stage = stage
         self._artifact = artifact
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[tuple[str, int], Graph] = {}
         self._has_trunk = bool(stage.exit and stage.live)
         self._file: OpenFile | None = None
         with runtime.opening(stage, artifact):
@@ -143,7 +145,7 @@ class LiteRTRunner:
                     f"'{signature}'); export again"
                 )
         if not self._has_trunk:
-            self._graph(stage.name, stage.outputs)
+            self._graph(stage.name, stage.outputs, rows=1)
 
     def bind(self, buffers: Mapping[str, Buffer], *, rows: int, outputs: Sequence[str]) -> Callable[[], None]:
         """See :meth:`edgekit.interfaces.StageRunner.bind`.
@@ -152,26 +154,48 @@ class LiteRTRunner:
             BundleError: LiteRT does not take the file, or it is not the stage's.
         """
         if self._has_trunk and set(outputs) <= set(self._stage.live):
-            graph = self._graph(trunk_of(self._stage.name), self._stage.live)
+            signature, made = trunk_of(self._stage.name), self._stage.live
         else:
-            graph = self._graph(self._stage.name, self._stage.outputs)
+            signature, made = self._stage.name, self._stage.outputs
         names = (*self._stage.inputs, *outputs)
         memory = {name: _memory(buffers[name], rows) for name in names}
-        return graph.bind(memory, batched={name for name in names if buffers[name].spec.batched}, rows=rows)
+        batched = {name for name in names if buffers[name].spec.batched}
+        runs, done = [], 0
+        for at_once in self._sizes(signature):
+            whole = range(done, rows - (rows - done) % at_once, at_once)
+            if whole:
+                runs.append(self._graph(signature, made, rows=at_once).bind(memory, batched=batched, rows=whole))
+                done = whole.stop
+        return runs[0] if len(runs) == 1 else partial(_each, runs)
 
-    def _graph(self, signature: str, outputs: Sequence[str]) -> Graph:
-        if signature not in self._graphs:
-            if self._file is None:
-                raise PluginError(f"stage '{self._stage.name}' is closed; open it again")
+    def _sizes(self, signature: str) -> list[int]:
+        """How many rows at once the file has graphs for, the most first."""
+        known = map(unbatched, self._opened().signatures)
+        return sorted((rows for name, rows in known if name == signature), reverse=True)
+
+    def _graph(self, signature: str, outputs: Sequence[str], *, rows: int) -> Graph:
+        key = (signature, rows)
+        if key not in self._graphs:
+            file, name = self._opened(), signature if rows == 1 else batch_of(signature, rows)
             with self._runtime.opening(self._stage, self._artifact):
-                self._file.give_memory(signature)
-            self._graphs[signature] = Graph(self._file, signature, self._stage, self._artifact, outputs)
-        return self._graphs[signature]
+                file.give_memory(name)
+            self._graphs[key] = Graph(file, name, self._stage, self._artifact, outputs=outputs, rows=rows)
+        return self._graphs[key]
+
+    def _opened(self) -> OpenFile:
+        if self._file is None:
+            raise PluginError(f"stage '{self._stage.name}' is closed; open it again")
+        return self._file
 
     def close(self) -> None:
         """Give back the graphs; what was bound must not run any more."""
         self._graphs.clear()
         self._file = None
+
+
+def _each(runs: Sequence[Callable[[], None]]) -> None:
+    for run in runs:
+        run()
 
 
 def _memory(buffer: Buffer, rows: int) -> NDArray[Any]:

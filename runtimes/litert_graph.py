@@ -65,12 +65,16 @@ class Graph:
         stage: that it must be of.
         path: for errors.
         outputs: that it must compute.
+        rows: that it takes at once.
 
     Raises:
         BundleError: its inputs and outputs are not the stage's.
     """
 
-    def __init__(self, file: OpenFile, signature: str, stage: Stage, path: Path, outputs: Sequence[str]) -> None:
+    def __init__(
+        self, file: OpenFile, signature: str, stage: Stage, path: Path, *, outputs: Sequence[str], rows: int
+    ) -> None:
+        self.rows = rows
         self._file = file
         self._place = file.place(signature)
         self._stage = stage
@@ -87,26 +91,27 @@ class Graph:
         details = {name: given[f"args_{place}"] for place, name in enumerate(stage.inputs)} | made
         self._tensors = {name: self._memory(name, found["index"]) for name, found in details.items()}
 
-    def bind(self, memory: Mapping[str, NDArray[Any]], *, batched: Collection[str], rows: int) -> Callable[[], None]:
-        """What runs the file on the first ``rows`` rows of arrays, one after the other.
+    def bind(self, memory: Mapping[str, NDArray[Any]], *, batched: Collection[str], rows: range) -> Callable[[], None]:
+        """What runs the graph on rows of arrays, as many at a time as it takes.
 
         Args:
             memory: of each input, and of each output asked for, as it lies between stages.
             batched: names of the tensors that have rows.
-            rows: at least 1.
+            rows: at least one, in steps of :attr:`rows`, the last one whole.
 
         Raises:
             BundleError: a tensor has another dtype or shape in the file.
         """
         for name, array in memory.items():
-            self._check(name, array[:1] if name in batched else array)
+            self._check(name, array[: self.rows] if name in batched else array)
         into = [(self._tensors[name], memory[name], name in batched) for name in memory if name in self._stage.inputs]
         out = [(memory[name], self._tensors[name]) for name in memory if name not in self._stage.inputs]
         invoke, lock = partial(self._file.inner.Invoke, self._place), self._file.lock
-        if rows == 1:
+        if len(rows) == 1:
             # As bytes: of small arrays, most of an assignment's time is finding out what they are.
-            given = [(_bytes(place), _bytes(array[:1] if has_rows else array)) for place, array, has_rows in into]
-            made = [(_bytes(array[:1]), _bytes(place)) for array, place in out]
+            part = slice(rows[0], rows[0] + self.rows)
+            given = [(_bytes(place), _bytes(array[part] if has_rows else array)) for place, array, has_rows in into]
+            made = [(_bytes(array[part]), _bytes(place)) for array, place in out]
 
             def run() -> None:
                 with lock:
@@ -125,8 +130,8 @@ class Graph:
             with lock:
                 for place, array in fixed:
                     place[...] = array
-                for row in range(rows):
-                    part = slice(row, row + 1)
+                for row in rows:
+                    part = slice(row, row + self.rows)
                     for place, array in moving:
                         place[...] = array[part]
                     invoke()
@@ -136,7 +141,7 @@ class Graph:
         return run_in_turn
 
     def _check(self, name: str, array: NDArray[Any]) -> None:
-        """Compare one row of a tensor with what the file takes or makes; a single number is ``(1,)`` there."""
+        """Compare rows of a tensor with what the file takes or makes; a single number is ``(1,)`` there."""
         place = self._tensors[name]
         if place.dtype != array.dtype or place.shape != (array.shape or (1,)):
             raise BundleError(

@@ -66,7 +66,7 @@ def command(
             model.eval(),
             example,
             path,
-            targets=options.names(targets),
+            targets=options.targets(targets),
             exits=options.names(exits) if exits is not None else None,
             smallest_gate=smallest_gate,
             name=name,

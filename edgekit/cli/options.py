@@ -16,7 +16,7 @@ from edgekit.artifacts import FLOAT
 from edgekit.errors import InputError
 
 if TYPE_CHECKING:
-    from edgekit.interfaces import Meter
+    from edgekit.interfaces import Meter, Target
     from edgekit.session import Session
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "numbers",
     "runtime_options",
     "share",
+    "targets",
     "uncalibrated",
 ]
 
@@ -76,7 +77,9 @@ Runtime = Annotated[
     str,
     typer.Option("--runtime", help="What runs the stages, as onnxruntime:provider=cuda; edgekit doctor lists them."),
 ]
-Targets = Annotated[str, typer.Option("--target", help="Kinds of device to write for, separated by commas.")]
+Targets = Annotated[
+    str, typer.Option("--target", help="Kinds of device to write for, separated by commas, as onnx,litert:batch=8.")
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")]
 
 
@@ -148,6 +151,26 @@ def runtime_options(text: str) -> dict[str, Any]:
     if "" in given:
         raise InputError(f"--runtime {text}: options are name=value, as --runtime onnxruntime:provider=cuda")
     return {"runtime": name, **given}
+
+
+def targets(text: str) -> tuple[str | Target, ...]:
+    """``onnx,litert:batch=8`` as the argument of :func:`edgekit.export`: one with an option is made.
+
+    Raises:
+        InputError: a name is empty, or an option has no value.
+        PluginError: there is no such target, or it does not take that option.
+        MissingExtraError: the library behind it is not installed.
+    """
+    from edgekit import plugins
+
+    found: list[str | Target] = []
+    for part in names(text):
+        name, given = _named(part, alone="")
+        if "" in given:
+            raise InputError(f"--target {part}: an option is name=value, as --target litert:batch=8")
+        made: str | Target = plugins.create("targets", name, **given) if given else name
+        found.append(made)
+    return tuple(found)
 
 
 def _named(text: str, *, alone: str) -> tuple[str, dict[str, bool | int | float | str]]:

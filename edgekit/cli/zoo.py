@@ -139,7 +139,7 @@ def export(
             load(name, weights=weights),
             (network.example(),),
             path,
-            targets=options.names(targets),
+            targets=options.targets(targets),
             name=name,
             preprocess=network.preprocess,
             classes=network.classes,
