@@ -1,10 +1,10 @@
-"""Whether LiteRT would gain by batches: whole networks written for one image and for several. Prints one JSON.
+"""What LiteRT gains by several images at once. Prints one JSON.
 
     python benchmarks/batches.py --json
 
-A file takes a fixed number of images, and edgekit writes stages for one, so that a batch is a loop. The peer of that is
-the same network converted for 4, 8 and 32 images: its time for each image over that of the file for one, both by
-litert-torch and its own interpreter, medians of interleaved runs. Above 1, the loop is faster.
+For each number of images: the whole network converted for so many at once, by litert-torch and its own interpreter; and
+edgekit's stages, exported with ``LiteRTTarget(batch=...)``, on 64 images to the last exit, all gates open. Milliseconds
+for each image, and those over the milliseconds of one at a time, medians of interleaved runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from gates import LogitsOnly
 from measuring import DATA, interleaved, load_images
 from torch import nn
 
+import edgekit
 from edgekit.exporters.litert_quiet import converter, undisturbed
+from edgekit.exporters.to_litert import LiteRTTarget
 from edgekit.streams import unheard
 from edgekit.zoo import registry
 
@@ -39,14 +43,13 @@ def write(model: nn.Module, images: int, path: Path) -> Path:
     return path
 
 
-def measure(files: dict[int, Path], images: np.ndarray, *, threads: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds for each image, and those over the milliseconds of one at a time."""
-    calls, opened = {}, []
+def whole(files: dict[int, Path], images: np.ndarray, *, threads: int, rounds: int) -> dict[str, Any]:
+    """The whole network, once on as many images as its file takes."""
+    calls = {}
     for count, path in files.items():
         with unheard():
             interpreter = Interpreter(str(path), num_threads=threads)
             interpreter.allocate_tensors()
-        opened.append(interpreter)
         given, x = interpreter.get_input_details()[0]["index"], np.ascontiguousarray(images[:count])
 
         def call(interpreter: Any = interpreter, given: int = given, x: np.ndarray = x) -> None:
@@ -54,17 +57,32 @@ def measure(files: dict[int, Path], images: np.ndarray, *, threads: int, rounds:
             interpreter.invoke()
 
         calls[str(count)] = call
-    each_s = {name: seconds / int(name) for name, seconds in interleaved(calls, rounds=rounds).items()}
+    return each_image({name: seconds / int(name) for name, seconds in interleaved(calls, rounds=rounds).items()})
+
+
+def staged(bundles: dict[int, Path], images: np.ndarray, *, threads: int, rounds: int) -> dict[str, Any]:
+    """The stages, on all images at once."""
+    with ExitStack() as stack:
+        calls = {}
+        for count, path in bundles.items():
+            session = stack.enter_context(edgekit.load(path, runtime="litert", threads=threads))
+            gates = dict.fromkeys((gate.name for gate in session.plan.gates), True)
+            calls[str(count)] = partial(session.run, images, exit=len(session.plan.exits) - 1, gates=gates)
+        return each_image({name: s / len(images) for name, s in interleaved(calls, rounds=rounds).items()})
+
+
+def each_image(seconds: dict[str, float]) -> dict[str, Any]:
+    """Milliseconds, and shares of those of one at a time."""
     return {
-        "ms_per_image": {name: 1e3 * seconds for name, seconds in each_s.items()},
-        "over_one_at_a_time": {name: seconds / each_s["1"] for name, seconds in each_s.items()},
+        "ms_per_image": {name: 1e3 * value for name, value in seconds.items()},
+        "over_one_at_a_time": {name: value / seconds["1"] for name, value in seconds.items()},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[4, 8, 32])
+    parser.add_argument("--batches", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=10)
@@ -74,13 +92,24 @@ def main() -> None:
     for name in given.networks:
         network, model = registry.find(name), registry.load(name)
         images, source = load_images(network, given.data)
-        whole = model if name.startswith("msdnet") else LogitsOnly(model)
+        answering = model if name.startswith("msdnet") else LogitsOnly(model)
+        counts = (1, *given.batches)
         with tempfile.TemporaryDirectory() as folder:
-            files = {count: write(whole, count, Path(folder) / f"{count}.tflite") for count in (1, *given.batches)}
+            files = {count: write(answering, count, Path(folder) / f"{count}.tflite") for count in counts}
+            bundles = {count: Path(folder) / f"{count}.edgekit" for count in counts}
+            for count, path in bundles.items():
+                target = LiteRTTarget(batch=count)
+                edgekit.export(model, torch.from_numpy(images[:2]), path, targets=(target,)).close()
             for threads in given.threads:
-                found = measure(files, images, threads=threads, rounds=given.rounds)
-                results.append({"network": name, "images": source, "threads": threads, **found})
-                print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+                found = {
+                    "network": name,
+                    "images": source,
+                    "threads": threads,
+                    "whole": whole(files, images, threads=threads, rounds=given.rounds),
+                    "staged": staged(bundles, images, threads=threads, rounds=max(1, given.rounds // 5)),
+                }
+                results.append(found)
+                print(json.dumps(found), file=sys.stderr, flush=True)
     print(json.dumps({"litert": version("ai-edge-litert"), "results": results}, indent=None if given.json else 1))
 
 

@@ -157,11 +157,11 @@ class LiteRTRunner:
             signature, made = trunk_of(self._stage.name), self._stage.live
         else:
             signature, made = self._stage.name, self._stage.outputs
-        names = (*self._stage.inputs, *outputs)
+        sizes, names = self._sizes(signature), (*self._stage.inputs, *outputs)
         memory = {name: _memory(buffers[name], rows) for name in names}
         batched = {name for name in names if buffers[name].spec.batched}
         runs, done = [], 0
-        for at_once in self._sizes(signature):
+        for at_once in sizes:
             whole = range(done, rows - (rows - done) % at_once, at_once)
             if whole:
                 runs.append(self._graph(signature, made, rows=at_once).bind(memory, batched=batched, rows=whole))
