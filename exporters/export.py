@@ -218,8 +218,8 @@ def export_bundle(
         ParityError: the stages do not answer as the model does. Whatever is raised, nothing is left behind.
         BundleError: the bundle cannot be written.
     """
-    if isinstance(targets, str) or not targets:
-        raise LoweringError("targets must be a sequence of names, as ('onnx',)")
+    if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
+        raise LoweringError("targets must be a sequence, as ('onnx',)")
     lowering = [_target(target) for target in targets]
     with write_bundle(path, overwrite=overwrite, packed=packed) as writer:
         progress("capture", 0, 1)

@@ -213,7 +213,8 @@ class _File:
                 interpreter.invoke()
                 for name in activations:
                     several = interpreter.get_tensor(int(name))
-                    made[name] += np.split(several, at_once)[: rows - first] if len(several) == at_once else [several]
+                    has_rows = several.shape[:1] == (at_once,)
+                    made[name] += np.split(several, at_once)[: rows - first] if has_rows else [several]
             return {name: np.stack(each) for name, each in made.items()}
 
         return run

@@ -135,6 +135,11 @@ def test_numbers_that_are_none(batch):
         LiteRTTarget(batch=batch)
 
 
+def test_a_target_that_is_not_in_a_sequence(tmp_path):
+    with pytest.raises(LoweringError, match=r"targets must be a sequence, as \('onnx',\)"):
+        export_bundle(nn.Linear(4, 3).eval(), torch.randn(2, 4), tmp_path / "n.edgekit", targets=LiteRTTarget(batch=2))
+
+
 def test_the_command_line_names_it():
     onnx, litert = options.targets("onnx, litert:batch=8")
     assert onnx == "onnx"
