@@ -221,6 +221,8 @@ def export_bundle(
     if isinstance(targets, str) or not isinstance(targets, Sequence) or not targets:
         raise LoweringError("targets must be a sequence, as ('onnx',)")
     lowering = [_target(target) for target in targets]
+    if len({target.name for target in lowering}) < len(lowering):
+        raise LoweringError(f"targets: one is there twice ({', '.join(target.name for target in lowering)})")
     with write_bundle(path, overwrite=overwrite, packed=packed) as writer:
         progress("capture", 0, 1)
         staged = stage_model(model, args, kwargs, exits=exits, smallest_gate=smallest_gate)

@@ -11,7 +11,7 @@ import edgekit
 from edgekit.cli import options
 from edgekit.errors import InputError, LoweringError, PluginError
 from edgekit.exporters import export_bundle
-from edgekit.exporters.litert_files import signatures
+from edgekit.exporters.litert_files import read_model, signatures
 from edgekit.exporters.to_litert import LiteRTTarget
 from edgekit.policy import Policy
 from edgekit.runtimes.litert_graph import Graph
@@ -60,9 +60,11 @@ def test_each_graph_is_there_for_one_and_for_several(bundles):
     one, four = (signatures(bundle.artifact("litert", bundle.plan.stages[0].name)) for bundle in bundles)
     assert {name for name in four if "@" not in name} == set(one)
     assert {name.removesuffix("@4") for name in four if "@" in name} == set(one)
-    sizes = [bundle.artifact("litert", bundle.plan.stages[0].name).stat().st_size for bundle in bundles]
-    weights = sum(parameter.numel() * 4 for parameter in Gated().parameters())
-    assert sizes[1] < sizes[0] + len(one) * 4096 < 2 * sizes[0] + weights, "weights are in it once"
+    constants = [
+        each.data.tobytes() for each in read_model(bundles[1].artifact("litert", "a")).buffers if each.data is not None
+    ]
+    assert len(set(constants)) == len(constants), "weights are in it once"
+    assert np.moveaxis(Gated().b.weight.detach().numpy(), 1, -1).tobytes() in constants
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -138,6 +140,14 @@ def test_numbers_that_are_none(batch):
 def test_a_target_that_is_not_in_a_sequence(tmp_path):
     with pytest.raises(LoweringError, match=r"targets must be a sequence, as \('onnx',\)"):
         export_bundle(nn.Linear(4, 3).eval(), torch.randn(2, 4), tmp_path / "n.edgekit", targets=LiteRTTarget(batch=2))
+
+
+def test_a_target_that_is_there_twice(tmp_path):
+    with pytest.raises(LoweringError, match=r"one is there twice \(litert, litert\)"):
+        export_bundle(
+            nn.Linear(4, 3).eval(), torch.randn(2, 4), tmp_path / "n.edgekit", targets=("litert", LiteRTTarget(batch=2))
+        )
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_command_line_names_it():
